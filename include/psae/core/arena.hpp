@@ -1,0 +1,84 @@
+#pragma once
+// Scratch memory of a step. Pieces are handed out in order and taken back all at once (or down to a mark). What did not
+// fit is remembered, and the next reset() replaces everything by one block that is large enough: after the first step
+// nothing allocates.
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include <psae/core/tensor.hpp>
+
+namespace psae {
+
+template <space Space = space::host>
+class arena {
+public:
+    arena() = default;
+    arena(const arena&) = delete;
+    arena& operator=(const arena&) = delete;
+    ~arena() { release(); }
+
+    // Uninitialised memory for `count` elements, aligned to 64 bytes, valid until reset() or release_to(an earlier mark).
+    template <class T>
+    T* allocate(std::size_t count) {
+        return static_cast<T*>(allocate_bytes(count * sizeof(T)));
+    }
+
+    struct mark {
+        std::size_t block, used;
+    };
+    // A place to return to: pieces handed out after it are taken back by release_to.
+    mark position() const { return {blocks_.size(), used_}; }
+    void release_to(mark m) {
+        // Blocks that were added since stay (their memory is part of the peak); only the fill level of the same block returns.
+        if (m.block == blocks_.size()) used_ = m.used;
+    }
+
+    // Takes everything back.
+    void reset() {
+        if (blocks_.size() > 1) {
+            const std::size_t total = peak_;
+            release();
+            add_block(total);
+        }
+        used_ = 0;
+        before_ = 0;
+    }
+
+    // How often memory was asked from the system: constant once the arena has its size.
+    std::size_t allocations() const { return allocations_; }
+    std::size_t peak_bytes() const { return peak_; }
+
+private:
+    struct block {
+        void* data;
+        std::size_t bytes;
+    };
+
+    void* allocate_bytes(std::size_t bytes) {
+        bytes = (bytes + 63) / 64 * 64;
+        if (blocks_.empty() || used_ + bytes > blocks_.back().bytes) {
+            before_ += used_;
+            add_block(std::max(bytes, std::size_t{1} << 20));
+            used_ = 0;
+        }
+        void* p = static_cast<char*>(blocks_.back().data) + used_;
+        used_ += bytes;
+        peak_ = std::max(peak_, before_ + used_);
+        return p;
+    }
+    void add_block(std::size_t bytes) {
+        blocks_.push_back({memory_space<Space>::allocate(bytes), bytes});
+        ++allocations_;
+    }
+    void release() {
+        for (const block& b : blocks_) memory_space<Space>::release(b.data, b.bytes);
+        blocks_.clear();
+    }
+
+    std::vector<block> blocks_;
+    std::size_t used_ = 0, before_ = 0, peak_ = 0, allocations_ = 0;
+};
+
+}  // namespace psae
