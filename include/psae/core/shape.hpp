@@ -53,6 +53,17 @@ public:
         requires(sizeof...(Extent) == rank_dynamic && rank_dynamic > 0)
     constexpr PSAE_FN explicit shape(Extent... extents) : dynamic_{{static_cast<std::size_t>(extents)...}} {}
 
+    // The shape with these extents (rank of them); the static ones must agree.
+    static constexpr PSAE_FN shape from_extents(const std::size_t* extents) {
+        shape s{};
+        if constexpr (rank_dynamic > 0) {
+            std::size_t slot = 0;
+            for (std::size_t i = 0; i < rank; ++i)
+                if (static_extent(i) == dyn) s.dynamic_.values[slot++] = extents[i];
+        }
+        return s;
+    }
+
     constexpr PSAE_FN std::size_t extent(std::size_t i) const {
         if constexpr (rank_dynamic == 0) {
             return static_extent(i);

@@ -67,16 +67,13 @@ struct view {
 private:
     template <class To>
     static To convert_shape(const Shape& from) {
-        return [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (..., (To::static_extent(I) != dyn && To::static_extent(I) != from.extent(I)
-                       ? throw error("view has another shape than the type it is converted to", "", "found " + to_string(from))
-                       : void()));
-            std::size_t extents_of_to[To::rank_dynamic + 1] = {};
-            std::size_t count = 0;
-            (..., (To::static_extent(I) == dyn ? void(extents_of_to[count++] = from.extent(I)) : void()));
-            return [&]<std::size_t... J>(std::index_sequence<J...>) { return To{extents_of_to[J]...}; }(
-                std::make_index_sequence<To::rank_dynamic>{});
-        }(std::make_index_sequence<To::rank>{});
+        std::size_t extents_of_from[Shape::rank + 1] = {};
+        for (std::size_t i = 0; i < Shape::rank; ++i) {
+            extents_of_from[i] = from.extent(i);
+            if (To::static_extent(i) != dyn && To::static_extent(i) != from.extent(i))
+                throw error("view has another shape than the type it is converted to", "", "found " + to_string(from));
+        }
+        return To::from_extents(extents_of_from);
     }
 };
 

@@ -1,0 +1,207 @@
+#pragma once
+// Encode and select on the CPU. The pre-activations h = x W^T + b are made for one chunk of latents at a time, and what the
+// activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include <psae/cpu/codes.hpp>
+#include <psae/cpu/gemm.hpp>
+
+namespace psae {
+
+namespace detail {
+
+// Latents per chunk so that a tile [tokens, chunk] of floats takes about 4 MiB.
+inline std::size_t encode_chunk(std::size_t tokens) {
+    const std::size_t chunk = (std::size_t{1} << 20) / std::max<std::size_t>(tokens, 1) / 64 * 64;
+    return std::clamp<std::size_t>(chunk, 128, 1024);
+}
+
+// Calls f(first, count, tile) for each chunk; tile: [tokens, count] pre-activations without the bias.
+// With a set, only its latents are encoded, and first and count are positions in the set.
+template <class T, class F>
+void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t tokens, std::size_t d, const T* W, std::size_t latents,
+                       const latent_set* among, const F& f) {
+    const std::size_t total = among == nullptr ? latents : *among->count;
+    const std::size_t chunk = encode_chunk(tokens);
+    T* tile = scratch.allocate<T>(tokens * chunk);
+    T* gathered = among == nullptr ? nullptr : scratch.allocate<T>(chunk * d);
+    for (std::size_t first = 0; first < total; first += chunk) {
+        const std::size_t count = std::min(chunk, total - first);
+        const T* rows = W + first * d;
+        if (among != nullptr) {
+            for (std::size_t j = 0; j < count; ++j)
+                std::copy_n(W + std::size_t{among->index[first + j]} * d, d, gathered + j * d);
+            rows = gathered;
+        }
+        gemm(device, false, true, tokens, count, d, T(1), x, d, rows, d, T(0), tile, count);
+        f(first, count, static_cast<const T*>(tile));
+    }
+}
+
+// Adds the latent-major view by a counting sort.
+template <class T>
+void add_latent_view(arena<>& scratch, codes_view<T>& z) {
+    const std::size_t nnz = z.entries();
+    auto* offsets = scratch.allocate<std::size_t>(z.latents + 2);
+    auto* tokens = scratch.allocate<std::uint32_t>(nnz);
+    auto* entries = scratch.allocate<std::uint32_t>(nnz);
+    std::fill(offsets, offsets + z.latents + 2, std::size_t{0});
+    for (std::size_t i = 0; i < nnz; ++i) ++offsets[z.latent[i] + 2];
+    for (std::size_t f = 2; f < z.latents + 2; ++f) offsets[f] += offsets[f - 1];
+    for (std::size_t t = 0; t < z.tokens; ++t)
+        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
+            const std::size_t place = offsets[z.latent[i] + 1]++;
+            tokens[place] = static_cast<std::uint32_t>(t);
+            entries[place] = static_cast<std::uint32_t>(i);
+        }
+    z.latent_offsets = offsets;
+    z.token_by_latent = tokens;
+    z.entry_by_latent = entries;
+}
+
+}  // namespace detail
+
+// Codes of x [tokens, d] under an elementwise activation: entries where activation.active(h), with activation.value(h).
+template <class T, class Activation>
+    requires(!requires(Activation a) { a.k; })
+void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W, const T* b,
+            std::size_t latents, const Activation& activation, const latent_set* among) {
+    struct piece {
+        std::size_t* starts;  // [tokens + 1] of this chunk's entries
+        std::uint32_t* latent;
+        T* value;
+        piece* next;
+    };
+    piece *head = nullptr, **tail = &head;
+    detail::each_encode_chunk(device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
+        const auto latent_of = [&](std::size_t j) {
+            return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+        };
+        T* bias = scratch.allocate<T>(count);
+        for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
+        auto* p = new (scratch.allocate<piece>(1)) piece{scratch.allocate<std::size_t>(tokens + 1), nullptr, nullptr, nullptr};
+        detail::each_token(device, tokens, [&](std::size_t t) {
+            const T* h = tile + t * count;
+            std::size_t active = 0;
+            for (std::size_t j = 0; j < count; ++j) active += activation.active(h[j] + bias[j]);
+            p->starts[t + 1] = active;
+        });
+        p->starts[0] = 0;
+        for (std::size_t t = 0; t < tokens; ++t) p->starts[t + 1] += p->starts[t];
+        p->latent = scratch.allocate<std::uint32_t>(p->starts[tokens]);
+        p->value = scratch.allocate<T>(p->starts[tokens]);
+        detail::each_token(device, tokens, [&](std::size_t t) {
+            const T* h = tile + t * count;
+            std::size_t place = p->starts[t];
+            if (place == p->starts[t + 1]) return;
+            for (std::size_t j = 0; j < count; ++j) {
+                const T pre = h[j] + bias[j];
+                if (!activation.active(pre)) continue;
+                p->latent[place] = latent_of(j);
+                p->value[place++] = activation.value(pre);
+            }
+        });
+        *tail = p;
+        tail = &p->next;
+    });
+    auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
+    std::fill(offsets, offsets + tokens + 1, std::size_t{0});
+    for (const piece* p = head; p != nullptr; p = p->next)
+        for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] += p->starts[t + 1] - p->starts[t];
+    for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] += offsets[t];
+    auto* latent = scratch.allocate<std::uint32_t>(offsets[tokens]);
+    auto* value = scratch.allocate<T>(offsets[tokens]);
+    detail::each_token(device, tokens, [&](std::size_t t) {
+        std::size_t place = offsets[t];
+        for (const piece* p = head; p != nullptr; p = p->next) {
+            const std::size_t count = p->starts[t + 1] - p->starts[t];
+            std::copy_n(p->latent + p->starts[t], count, latent + place);
+            std::copy_n(p->value + p->starts[t], count, value + place);
+            place += count;
+        }
+    });
+    z.tokens = tokens;
+    z.latents = latents;
+    z.offsets = offsets;
+    z.latent = latent;
+    z.value = value;
+}
+
+// Codes of x under a top-k activation: per token the k largest activation.value(h), ties to the lower latent; entries that
+// activation.active refuses (values that a rectified top-k sets to zero) are left out.
+template <class T, class Activation>
+    requires requires(Activation a) { a.k; }
+void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W, const T* b,
+            std::size_t latents, const Activation& activation, const latent_set* among) {
+    struct candidate {
+        T value;
+        std::uint32_t latent;
+    };
+    const auto before = [](const candidate& a, const candidate& c) {
+        return a.value > c.value || (a.value == c.value && a.latent < c.latent);
+    };
+    const std::size_t k = std::min(activation.k, among == nullptr ? latents : *among->count);
+    const std::size_t capacity = 2 * k + 64;
+    auto* candidates = scratch.allocate<candidate>(tokens * capacity);
+    auto* counts = scratch.allocate<std::size_t>(tokens);
+    auto* bounds = scratch.allocate<T>(tokens);  // the k-th largest so far: nothing at or below it can still enter
+    std::fill(counts, counts + tokens, std::size_t{0});
+    const auto prune = [&](std::size_t t) {
+        candidate* own = candidates + t * capacity;
+        if (counts[t] > k) std::nth_element(own, own + k, own + counts[t], before);
+        if (counts[t] >= k && k > 0) {
+            counts[t] = k;
+            bounds[t] = std::max_element(own, own + k, before)->value;
+        }
+    };
+    if (k > 0)
+        detail::each_encode_chunk(device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
+            detail::each_token(device, tokens, [&](std::size_t t) {
+                const T* h = tile + t * count;
+                candidate* own = candidates + t * capacity;
+                std::size_t have = counts[t];
+                bool bounded = have >= k;
+                T bound = bounds[t];
+                for (std::size_t j = 0; j < count; ++j) {
+                    const std::uint32_t f = among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+                    const T pre = h[j] + b[f];
+                    if (!activation.active(pre)) continue;
+                    const T value = activation.value(pre);
+                    if (bounded && !(value > bound)) continue;
+                    own[have++] = {value, f};
+                    if (have == capacity) {
+                        counts[t] = have;
+                        prune(t);
+                        have = counts[t];
+                        bound = bounds[t];
+                        bounded = true;
+                    }
+                }
+                counts[t] = have;
+                if (have >= k) prune(t);
+            });
+        });
+    auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
+    offsets[0] = 0;
+    for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] = offsets[t] + counts[t];
+    auto* latent = scratch.allocate<std::uint32_t>(offsets[tokens]);
+    auto* value = scratch.allocate<T>(offsets[tokens]);
+    detail::each_token(device, tokens, [&](std::size_t t) {
+        candidate* own = candidates + t * capacity;
+        std::sort(own, own + counts[t], [](const candidate& a, const candidate& c) { return a.latent < c.latent; });
+        for (std::size_t i = 0; i < counts[t]; ++i) {
+            latent[offsets[t] + i] = own[i].latent;
+            value[offsets[t] + i] = own[i].value;
+        }
+    });
+    z.tokens = tokens;
+    z.latents = latents;
+    z.offsets = offsets;
+    z.latent = latent;
+    z.value = value;
+}
+
+}  // namespace psae

@@ -1,0 +1,82 @@
+#pragma once
+// The public gradient checker: analytic gradients of a loss against central differences, meant for T = double.
+//
+//   auto worst = check_gradients(my_sae, [&](auto x) { return my_sae.loss(x); }, tokens);
+//   worst.error < 1e-6, or worst.where says which element disagrees
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <psae/cpu/codes.hpp>
+#include <psae/cpu/encode.hpp>
+#include <psae/cpu/pointwise.hpp>
+#include <psae/grad/differentiate.hpp>
+
+namespace psae {
+
+struct gradient_disagreement {
+    double error = 0;           // |analytic - numeric| / (largest |numeric| of that parameter, at least 1e-3)
+    double analytic = 0, numeric = 0;
+    std::string where;          // "W_enc[17]"
+};
+
+// Copies a collected gradient to dense memory, row by row. out: the parameter's size; zeros where nothing was collected.
+template <class T, class Shape>
+void read_gradient(const parameter<T, Shape>& p, T* out) {
+    const std::size_t cols = Shape::rank == 1 ? 1 : p.shape().cols();
+    for (std::size_t f = 0; f < p.size() / cols; ++f) gradient_row(*p.gradient, f, cols, out + f * cols);
+}
+
+// Compares every `stride`-th element of every parameter of `model` (which has each_parameter). `loss` takes tokens bound to a
+// tape and returns a scalar expression. Returns the worst disagreement.
+template <class Model, class Loss, class T, class Shape>
+gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const T, Shape> tokens, std::size_t stride = 1,
+                                      double step = 1e-6) {
+    cpu device;
+    arena<> scratch;
+    const auto value = [&] {
+        scratch.reset();
+        tape<cpu> t(device, scratch, mode::train);
+        model.each_parameter([&](const char*, auto& p) { t.collect(p); });
+        const auto result = loss(t.input(tokens));
+        t.run();
+        return static_cast<double>(result.load(position{}));
+    };
+    arena<> kept;
+    tape<cpu> t(device, kept, mode::train);
+    model.each_parameter([&](const char*, auto& p) { t.collect(p); });
+    const auto result = loss(t.input(tokens));
+    t.run();
+    backward(t, result);
+    std::vector<std::vector<T>> gradients;
+    model.each_parameter([&](const char*, auto& p) {
+        gradients.emplace_back(p.size());
+        read_gradient(p, gradients.back().data());
+    });
+    gradient_disagreement worst;
+    std::size_t which = 0;
+    model.each_parameter([&](const char* name, auto& p) {
+        const std::vector<T>& analytic = gradients[which++];
+        std::vector<T> numeric(p.size());
+        double largest = 1e-3;
+        for (std::size_t i = 0; i < p.size(); i += stride) {
+            const T original = p.data()[i];
+            p.data()[i] = original + static_cast<T>(step);
+            const double above = value();
+            p.data()[i] = original - static_cast<T>(step);
+            const double below = value();
+            p.data()[i] = original;
+            numeric[i] = static_cast<T>((above - below) / (2 * step));
+            largest = std::max(largest, std::abs(static_cast<double>(numeric[i])));
+        }
+        for (std::size_t i = 0; i < p.size(); i += stride) {
+            const double error = std::abs(static_cast<double>(analytic[i] - numeric[i])) / largest;
+            if (!(error <= worst.error)) worst = {error, double(analytic[i]), double(numeric[i]), std::string(name) + "[" + std::to_string(i) + "]"};
+        }
+    });
+    model.each_parameter([&](const char*, auto& p) { p.gradient = nullptr; });
+    return worst;
+}
+
+}  // namespace psae

@@ -1,0 +1,301 @@
+#pragma once
+// Reverse-mode differentiation at the granularity of stages.
+//
+// A stage called on variables records itself on the tape and returns a typed variable; pointwise parts stay compile-time
+// expressions. Nothing runs until `tape.evaluate(loss)`, which runs the stages in order, and `tape.backward()`, which runs
+// their adjoints in reverse. (With mode::infer every stage runs when it is called and nothing is kept for gradients.)
+// Values, adjoints and the records themselves live in the arena: a step allocates nothing once the arena has its size.
+
+#include <cstddef>
+#include <new>
+#include <type_traits>
+
+#include <psae/core/arena.hpp>
+#include <psae/expr/functors.hpp>
+#include <psae/sparse/codes.hpp>
+
+namespace psae {
+
+enum class mode { infer, train };
+
+// The adjoint of a dense value. `written` is false while nothing has been added, so the first addition overwrites.
+template <class T>
+struct gradient {
+    T* data = nullptr;
+    bool written = false;
+};
+
+// A share of a weight gradient that is never stored dense: dW[f, :] = sum over the entries (t, f) of weight * rows[t, :].
+// With rows null it is a share of a bias gradient: db[f] = sum of weights.
+template <class T>
+struct outer_product {
+    const codes_view<T>* codes;
+    const T* weights;  // [nnz], by entry
+    const T* rows;     // [n, d] or null
+    std::size_t columns;
+    outer_product* next;
+};
+
+// The gradient of a parameter: a dense part and shares in outer-product form.
+template <class T>
+struct parameter_gradient : gradient<T> {
+    outer_product<T>* products = nullptr;
+    bool touched() const { return this->written || products != nullptr; }
+};
+
+// A learned tensor. As an operand it is a view; on a tape in train mode its gradient is collected in `gradient`.
+template <class T, class Shape, space Space = space::host>
+struct parameter {
+    using value_type = T;
+    using shape_type = Shape;
+
+    parameter() = default;
+    explicit parameter(const Shape& extents) : value(extents) {}
+
+    tensor<T, Shape, Space> value;
+    parameter_gradient<T>* gradient = nullptr;  // set while a tape collects gradients
+
+    const Shape& shape() const { return value.shape(); }
+    T* data() { return value.data(); }
+    const T* data() const { return value.data(); }
+    std::size_t size() const { return value.size(); }
+};
+
+// Leaves of expressions -----------------------------------------------------------------------------------------------
+
+// A constant input that carries the tape.
+template <class T, class Shape, class Tape>
+struct input_node : view<const T, Shape, Tape::memory> {
+    Tape* owner;
+};
+// The result of a stage (or a differentiable input): computed once, used any number of times.
+template <class T, class Shape, class Tape>
+struct variable : view<const T, Shape, Tape::memory> {
+    static constexpr bool is_differentiable = true;
+    Tape* owner;
+    psae::gradient<T>* adjoint;
+    T* storage;
+};
+template <class T, class Shape, space Space>
+struct parameter_node : view<const T, Shape, Space> {
+    static constexpr bool is_differentiable = true;
+    parameter_gradient<T>* adjoint;
+};
+template <class T, class Shape, space Space>
+parameter_node<T, Shape, Space> as_node(const parameter<T, Shape, Space>& p) {
+    return {{p.data(), p.shape()}, p.gradient};
+}
+// Codes as an operand: stands for the value of the entry an expression is evaluated at.
+template <class T, class Tape>
+struct codes_variable {
+    using value_type = T;
+    using shape_type = psae::shape<dyn, dyn>;
+    static constexpr bool is_differentiable = true;
+    static constexpr bool is_over_codes = true;
+
+    Tape* owner;
+    codes_view<T>* codes;         // filled when the encoder runs
+    psae::gradient<T>* adjoint;   // on the same support: [nnz]
+    std::size_t tokens, latents;
+
+    PSAE_FN shape_type shape() const { return shape_type{tokens, latents}; }
+    template <class P>
+    PSAE_FN T load(P p) const {
+        if constexpr (requires { p.value; }) return p.value;
+        else return T(0);  // only named by the node concept; codes are evaluated at their entries
+    }
+};
+
+namespace detail {
+
+// The tape an expression belongs to (nullptr_t if none of its leaves has one).
+template <class N>
+auto tape_of(const N& n) {
+    if constexpr (requires { n.owner; }) return n.owner;
+    else return nullptr;
+}
+template <class F, class... A>
+auto tape_of(const map_node<F, A...>& n);
+template <class A>
+auto tape_of(const stopped_node<A>& n) {
+    return tape_of(n.argument);
+}
+template <class Pack>
+auto tape_of_pack(const Pack& pack) {
+    if constexpr (requires { pack.first; }) {
+        if constexpr (std::is_null_pointer_v<decltype(tape_of(pack.first))>) return tape_of_pack(pack.rest);
+        else return tape_of(pack.first);
+    } else {
+        return nullptr;
+    }
+}
+template <class F, class... A>
+auto tape_of(const map_node<F, A...>& n) {
+    return tape_of_pack(n.arguments);
+}
+
+// As above, and an error at compile time where there is none.
+template <class N>
+auto& require_tape(const N& n) {
+    using pointer = decltype(tape_of(n));
+    static_assert(!std::is_null_pointer_v<pointer>, "psae: no operand belongs to a tape; start from tape.input(...)");
+    return *tape_of(n);
+}
+
+// The codes an expression over codes stands on; throws if it mixes two supports.
+template <class N>
+auto codes_of(const N& n);
+template <class Pack>
+auto codes_of_pack(const Pack& pack) {
+    if constexpr (requires { pack.first; }) {
+        if constexpr (over_codes<std::remove_cvref_t<decltype(pack.first)>>) {
+            auto found = codes_of(pack.first);
+            auto rest = codes_of_pack(pack.rest);
+            if constexpr (!std::is_null_pointer_v<decltype(rest)>)
+                if (rest != found) throw error("an expression mixes codes of two encoders", "", "their supports differ");
+            return found;
+        } else {
+            return codes_of_pack(pack.rest);
+        }
+    } else {
+        return nullptr;
+    }
+}
+template <class N>
+auto codes_of(const N& n) {
+    if constexpr (requires { n.codes; }) return n.codes;
+    else if constexpr (requires { n.argument; }) return codes_of(n.argument);
+    else return codes_of_pack(n.arguments);
+}
+
+}  // namespace detail
+
+// A scalar that a loss reports by name, as metrics.
+template <class T>
+struct named_term {
+    const char* name;
+    const T* value;
+};
+
+template <class Backend>
+class tape {
+public:
+    static constexpr space memory = Backend::memory;
+
+    tape(Backend& device, psae::arena<memory>& scratch, psae::mode how) : device_(device), arena_(scratch), mode_(how) {}
+    tape(const tape&) = delete;
+    tape& operator=(const tape&) = delete;
+
+    Backend& device() { return device_; }
+    psae::arena<memory>& arena() { return arena_; }
+    bool training() const { return mode_ == mode::train; }
+
+    // x as an operand without a gradient.
+    template <class T, class Shape>
+    input_node<std::remove_const_t<T>, Shape, tape> input(view<T, Shape, memory> x) {
+        return {{x.data, x.shape()}, this};
+    }
+    // x as an operand whose gradient is wanted; read it with gradient_of after backward().
+    template <class T, class Shape>
+    variable<std::remove_const_t<T>, Shape, tape> variable_of(view<T, Shape, memory> x) {
+        using U = std::remove_const_t<T>;
+        return {{x.data, x.shape()}, this, make_gradient<U>(x.size()), const_cast<U*>(x.data)};
+    }
+    // Fresh memory for the result of a stage.
+    template <class T, class Shape>
+    variable<T, Shape, tape> result(const Shape& extents) {
+        T* storage = arena_.template allocate<T>(extents.size());
+        return {{storage, extents}, this, training() ? make_gradient<T>(extents.size()) : nullptr, storage};
+    }
+    // Lets a parameter collect its gradient on this tape. Rows in outer-product form need no dense memory;
+    // `dense` is where a dense gradient goes, taken from the arena when it is first needed.
+    template <class T, class Shape>
+    void collect(parameter<T, Shape, memory>& p) {
+        p.gradient = new (arena_.template allocate<parameter_gradient<T>>(1)) parameter_gradient<T>{};
+    }
+
+    // Dense memory of a gradient, taken when first needed.
+    template <class T>
+    T* dense(gradient<T>& g, std::size_t count) {
+        if (g.data == nullptr) g.data = arena_.template allocate<T>(count);
+        return g.data;
+    }
+
+    // Keeps a stage: an object with forward(tape&) and backward(tape&).
+    template <class Entry>
+    void record(Entry entry) {
+        static_assert(std::is_trivially_destructible_v<Entry>, "psae: what a tape keeps lives in the arena");
+        if (mode_ == mode::infer) {
+            entry.forward(*this);
+            return;
+        }
+        auto* kept = new (arena_.template allocate<kept_entry<Entry>>(1)) kept_entry<Entry>{{}, entry};
+        kept->previous = last_;
+        kept->run = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.forward(t); };
+        kept->run_adjoint = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.backward(t); };
+        if (last_ != nullptr) last_->next = kept;
+        else first_ = kept;
+        last_ = kept;
+    }
+
+    // Runs what has been recorded and not run yet.
+    void run() {
+        for (link* l = done_ == nullptr ? first_ : done_->next; l != nullptr; l = l->next) {
+            l->run(l, *this);
+            done_ = l;
+        }
+    }
+    // Runs the adjoints of everything, last to first. The seed is whatever has been added to adjoints before.
+    void run_adjoints() {
+        for (link* l = last_; l != nullptr; l = l->previous) l->run_adjoint(l, *this);
+    }
+
+    // Forgets the records. The arena is reset by its owner.
+    void clear() { first_ = last_ = done_ = nullptr; terms_count_ = 0; main_codes = nullptr; reconstruction = nullptr; }
+
+    // Named scalars of the loss, in the order of their terms.
+    static constexpr std::size_t max_terms = 16;
+    template <class T>
+    void add_term(const char* name, const T* value) {
+        if (terms_count_ == max_terms) throw error("a loss has too many named terms", name, "at most 16");
+        terms_[terms_count_++] = {name, value, [](const void* v) { return static_cast<double>(*static_cast<const T*>(v)); }};
+    }
+    template <class F>
+    void each_term(F&& f) const {
+        for (std::size_t i = 0; i < terms_count_; ++i) f(terms_[i].name, terms_[i].read(terms_[i].value));
+    }
+
+    // The codes of the first encoder and the first reconstruction decoded from them: what metrics speak of.
+    const void* main_codes = nullptr;
+    const void* reconstruction = nullptr;
+
+private:
+    struct link {
+        link *previous = nullptr, *next = nullptr;
+        void (*run)(link*, tape&) = nullptr;
+        void (*run_adjoint)(link*, tape&) = nullptr;
+    };
+    template <class Entry>
+    struct kept_entry : link {
+        Entry entry;
+    };
+    struct term_record {
+        const char* name;
+        const void* value;
+        double (*read)(const void*);
+    };
+
+    template <class T>
+    gradient<T>* make_gradient(std::size_t) {
+        return new (arena_.template allocate<gradient<T>>(1)) gradient<T>{};
+    }
+
+    Backend& device_;
+    psae::arena<memory>& arena_;
+    psae::mode mode_;
+    link *first_ = nullptr, *last_ = nullptr, *done_ = nullptr;
+    term_record terms_[max_terms];
+    std::size_t terms_count_ = 0;
+};
+
+}  // namespace psae

@@ -1,0 +1,51 @@
+#pragma once
+// Adam (Kingma and Ba, arXiv 1412.6980) with bias correction, as torch.optim.Adam computes it, and learning-rate schedules.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include <psae/core/annotations.hpp>
+
+namespace psae {
+
+struct adam {
+    double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
+
+    // What a step multiplies by: computed once per step (1-based count of updates).
+    struct factors {
+        double beta1, beta2, epsilon, step_size, root_of_correction;
+    };
+    factors at(double learning_rate, std::size_t update) const {
+        const double c1 = 1 - std::pow(beta1, static_cast<double>(update)), c2 = 1 - std::pow(beta2, static_cast<double>(update));
+        return {beta1, beta2, epsilon, learning_rate / c1, std::sqrt(c2)};
+    }
+};
+
+// One row of parameters w with gradient g and moments m, v; n elements.
+template <class T>
+void adam_update(const adam::factors& f, T* w, T* m, T* v, const T* g, std::size_t n) {
+    const T b1 = static_cast<T>(f.beta1), b2 = static_cast<T>(f.beta2), eps = static_cast<T>(f.epsilon);
+    const T c1 = static_cast<T>(1 - f.beta1), c2 = static_cast<T>(1 - f.beta2);
+    const T step = static_cast<T>(f.step_size), inverse_root = static_cast<T>(1 / f.root_of_correction);
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) {
+        m[i] = b1 * m[i] + c1 * g[i];
+        v[i] = b2 * v[i] + c2 * g[i] * g[i];
+        w[i] -= step * m[i] / (std::sqrt(v[i]) * inverse_root + eps);
+    }
+}
+
+enum class schedule { constant, linear, cosine };
+
+// Learning rate of step `step` (from 0): warm-up min(1, (step + 1) / warmup), then constant, or linearly or as a half cosine
+// down to 0 at `total` steps.
+inline double learning_rate(double base, schedule shape, std::size_t step, std::size_t warmup, std::size_t total) {
+    const double s = static_cast<double>(step);
+    if (step < warmup) return base * (s + 1) / static_cast<double>(warmup);
+    if (shape == schedule::constant || total <= warmup) return base;
+    const double progress = std::min(1.0, (s - static_cast<double>(warmup)) / static_cast<double>(total - warmup));
+    return shape == schedule::linear ? base * (1 - progress) : base * 0.5 * (1 + std::cos(3.14159265358979323846 * progress));
+}
+
+}  // namespace psae

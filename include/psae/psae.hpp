@@ -1,0 +1,17 @@
+#pragma once
+// psae on the CPU: one include for everything but JSON (psae/io/json.hpp) and the program.
+
+#include <psae/core/arena.hpp>
+#include <psae/core/element.hpp>
+#include <psae/core/random.hpp>
+#include <psae/core/tensor.hpp>
+#include <psae/cpu/codes.hpp>
+#include <psae/cpu/encode.hpp>
+#include <psae/cpu/pointwise.hpp>
+#include <psae/expr/functors.hpp>
+#include <psae/grad/check.hpp>
+#include <psae/sae/geometric_median.hpp>
+#include <psae/sae/patchsae.hpp>
+#include <psae/sae/topk.hpp>
+#include <psae/sae/trainer.hpp>
+#include <psae/stage/decode.hpp>

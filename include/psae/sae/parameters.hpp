@@ -1,0 +1,94 @@
+#pragma once
+// What a variant is built from: its parameters, and what the trainer tells its loss. A variant is a struct that derives from
+// sae_parameters and has `auto loss(auto x) const` or `auto loss(auto x, const training_state& now) const`.
+
+#include <cmath>
+
+#include <psae/core/random.hpp>
+#include <psae/stage/decode.hpp>
+
+namespace psae {
+
+// W_enc and W_dec [d_sae, d_in] (rows are latents), b_enc [d_sae], b_dec [d_in].
+template <std::size_t d_in = dyn, std::size_t d_sae = dyn, class T = float>
+struct sae_parameters {
+    using value_type = T;
+    using weight_shape = shape<d_sae, d_in>;
+
+    sae_parameters() requires(d_in != dyn && d_sae != dyn) = default;
+    sae_parameters(std::size_t inputs, std::size_t latents)
+        : W_enc(make<weight_shape>(latents, inputs)), b_enc(make<shape<d_sae>>(latents)), W_dec(make<weight_shape>(latents, inputs)),
+          b_dec(make<shape<d_in>>(inputs)) {}
+
+    parameter<T, weight_shape> W_enc;
+    parameter<T, shape<d_sae>> b_enc;
+    parameter<T, weight_shape> W_dec;
+    parameter<T, shape<d_in>> b_dec;
+
+    std::size_t inputs() const { return W_enc.shape().extent(1); }
+    std::size_t latents() const { return W_enc.shape().extent(0); }
+
+    // Calls f(name, parameter) for each, in the order files and optimisers keep.
+    template <class F>
+    void each_parameter(F&& f) {
+        f("W_enc", W_enc);
+        f("b_enc", b_enc);
+        f("W_dec", W_dec);
+        f("b_dec", b_dec);
+    }
+
+    // Both matrices uniform in +-sqrt(6 / fan) as kaiming_uniform_ draws them for [d_in, d_sae] and [d_sae, d_in], decoder rows
+    // then scaled to unit norm; biases zero.
+    void initialise(random_stream& random) {
+        const auto fill = [&](parameter<T, weight_shape>& p, std::size_t fan) {
+            const T bound = std::sqrt(T(6) / static_cast<T>(fan));
+            for (T& w : p.value) w = bound * (2 * static_cast<T>(random.uniform()) - 1);
+        };
+        fill(W_enc, latents());
+        fill(W_dec, inputs());
+        normalise_decoder();
+    }
+
+    // Scales every decoder row to unit Euclidean norm; zero rows stay.
+    void normalise_decoder() {
+        const std::size_t d = inputs();
+        const auto rows = static_cast<std::ptrdiff_t>(latents());
+#pragma omp parallel for schedule(static)
+        for (std::ptrdiff_t f = 0; f < rows; ++f) {
+            T* w = W_dec.data() + static_cast<std::size_t>(f) * d;
+            T squares = 0;
+#pragma omp simd reduction(+ : squares)
+            for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
+            if (squares == 0) continue;
+            const T n = std::sqrt(squares);
+#pragma omp simd
+            for (std::size_t c = 0; c < d; ++c) w[c] /= n;
+        }
+    }
+
+private:
+    template <class S>
+    static S make(std::size_t first, std::size_t second = 1) {
+        const std::size_t extents[2] = {first, second};
+        return S::from_extents(extents);
+    }
+};
+
+// What a loss may want to know of the training run.
+struct training_state {
+    latent_set dead;                       // latents that have not fired for `dead_after` steps, before this batch
+    bool any_dead = false;
+    const float* token_weights = nullptr;  // [n] or null: weight of each token's reconstruction error
+};
+
+// The scalar 0 on x's tape, for loss terms that are switched off.
+template <operand X>
+auto zero_like(const X& x) {
+    using T = typename node_t<X>::value_type;
+    auto& t = detail::require_tape(as_node(x));
+    auto out = t.template result<T>(shape<>{});
+    t.record(detail::evaluate_stage<constant_node<T>, decltype(out)>{constant_node<T>{0}, out});
+    return out;
+}
+
+}  // namespace psae

@@ -1,0 +1,42 @@
+#pragma once
+// Codes: the sparse activations of a batch of tokens. For each token its active (latent, value) pairs, latents ascending;
+// and the same entries seen from the latents, which is what weight gradients need. No interface takes a dense [tokens, latents].
+
+#include <cstddef>
+#include <cstdint>
+
+#include <psae/core/annotations.hpp>
+
+namespace psae {
+
+// An entry of codes as a position of an expression: its token, its latent and the value that stands there.
+template <class T>
+struct codes_position {
+    std::size_t row, col;
+    T value;
+};
+
+// Trivially copyable; the memory belongs to whoever made it (the arena of a tape). n tokens, d_sae latents, nnz entries.
+template <class T>
+struct codes_view {
+    std::size_t tokens = 0, latents = 0;
+    const std::size_t* offsets = nullptr;         // [n + 1]: token t has the entries offsets[t] .. offsets[t + 1]
+    const std::uint32_t* latent = nullptr;        // [nnz]
+    const T* value = nullptr;                     // [nnz]
+    // The latent-major view: latent f has by_latent[latent_offsets[f] .. latent_offsets[f + 1]], tokens ascending.
+    const std::size_t* latent_offsets = nullptr;  // [d_sae + 1]
+    const std::uint32_t* token_by_latent = nullptr;   // [nnz]
+    const std::uint32_t* entry_by_latent = nullptr;   // [nnz]: index into latent / value
+
+    PSAE_FN std::size_t entries() const { return tokens == 0 ? 0 : offsets[tokens]; }
+    // Mean number of active latents per token.
+    double l0() const { return tokens == 0 ? 0 : static_cast<double>(entries()) / static_cast<double>(tokens); }
+};
+
+// A set of latents known when it is used: ascending indices and their number, in memory that a stage may fill.
+struct latent_set {
+    const std::uint32_t* index = nullptr;
+    const std::size_t* count = nullptr;
+};
+
+}  // namespace psae
