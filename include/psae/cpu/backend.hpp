@@ -1,0 +1,33 @@
+#pragma once
+// The CPU backend: a number of threads, and loops over independent tasks. A task writes only its own outputs and its work does
+// not depend on who runs it, so the number of threads changes no result of our own kernels.
+
+#include <cstddef>
+
+#include <omp.h>
+
+#include <psae/core/tensor.hpp>
+
+namespace psae {
+
+struct cpu {
+    static constexpr space memory = space::host;
+
+    // 0 threads: as many as OpenMP would use.
+    explicit cpu(int thread_count = 0) : threads(thread_count > 0 ? thread_count : omp_get_max_threads()) {}
+
+    // Calls task(i) for i in [0, count), in parallel.
+    template <class Task>
+    void parallel_for(std::size_t count, const Task& task) const {
+        if (count == 1 || threads == 1) {
+            for (std::size_t i = 0; i < count; ++i) task(i);
+            return;
+        }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (std::size_t i = 0; i < count; ++i) task(i);
+    }
+
+    int threads;
+};
+
+}  // namespace psae
