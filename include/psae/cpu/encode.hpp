@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/gemm.hpp>
@@ -38,6 +39,22 @@ void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t to
         }
         gemm(device, false, true, tokens, count, d, T(1), x, d, rows, d, T(0), tile, count);
         f(first, count, static_cast<const T*>(tile));
+    }
+}
+
+// Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Most blocks hold none, and whether one does is
+// answered by a loop without branches.
+template <class Wanted, class Hit>
+PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
+    constexpr std::size_t block = 64;
+    for (std::size_t first = 0; first < count; first += block) {
+        const std::size_t last = std::min(count, first + block);
+        int any = 0;
+#pragma omp simd reduction(| : any)
+        for (std::size_t j = first; j < last; ++j) any |= wanted(j);
+        if (any == 0) continue;
+        for (std::size_t j = first; j < last; ++j)
+            if (wanted(j)) hit(j);
     }
 }
 
@@ -76,11 +93,11 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
         piece* next;
     };
     piece *head = nullptr, **tail = &head;
+    T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
     detail::each_encode_chunk(device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
         const auto latent_of = [&](std::size_t j) {
             return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
         };
-        T* bias = scratch.allocate<T>(count);
         for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
         auto* p = new (scratch.allocate<piece>(1)) piece{scratch.allocate<std::size_t>(tokens + 1), nullptr, nullptr, nullptr};
         detail::each_token(device, tokens, [&](std::size_t t) {
@@ -97,12 +114,12 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
             const T* h = tile + t * count;
             std::size_t place = p->starts[t];
             if (place == p->starts[t + 1]) return;
-            for (std::size_t j = 0; j < count; ++j) {
-                const T pre = h[j] + bias[j];
-                if (!activation.active(pre)) continue;
-                p->latent[place] = latent_of(j);
-                p->value[place++] = activation.value(pre);
-            }
+            detail::each_hit(
+                count, [&](std::size_t j) { return activation.active(h[j] + bias[j]); },
+                [&](std::size_t j) {
+                    p->latent[place] = latent_of(j);
+                    p->value[place++] = activation.value(h[j] + bias[j]);
+                });
         });
         *tail = p;
         tail = &p->next;
@@ -148,7 +165,9 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     auto* candidates = scratch.allocate<candidate>(tokens * capacity);
     auto* counts = scratch.allocate<std::size_t>(tokens);
     auto* bounds = scratch.allocate<T>(tokens);  // the k-th largest so far: nothing at or below it can still enter
+    constexpr T unbounded = -std::numeric_limits<T>::infinity();
     std::fill(counts, counts + tokens, std::size_t{0});
+    std::fill(bounds, bounds + tokens, unbounded);
     const auto prune = [&](std::size_t t) {
         candidate* own = candidates + t * capacity;
         if (counts[t] > k) std::nth_element(own, own + k, own + counts[t], before);
@@ -157,33 +176,37 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
             bounds[t] = std::max_element(own, own + k, before)->value;
         }
     };
+    T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
     if (k > 0)
         detail::each_encode_chunk(device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
+            const auto latent_of = [&](std::size_t j) {
+                return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+            };
+            for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
             detail::each_token(device, tokens, [&](std::size_t t) {
                 const T* h = tile + t * count;
                 candidate* own = candidates + t * capacity;
                 std::size_t have = counts[t];
-                bool bounded = have >= k;
                 T bound = bounds[t];
-                for (std::size_t j = 0; j < count; ++j) {
-                    const std::uint32_t f = among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
-                    const T pre = h[j] + b[f];
-                    if (!activation.active(pre)) continue;
-                    const T value = activation.value(pre);
-                    if (bounded && !(value > bound)) continue;
-                    own[have++] = {value, f};
-                    if (have == capacity) {
+                detail::each_hit(
+                    count,
+                    [&](std::size_t j) {
+                        const T pre = h[j] + bias[j];
+                        return activation.active(pre) && activation.value(pre) > bound;
+                    },
+                    [&](std::size_t j) {
+                        own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
+                        if (have < capacity) return;
                         counts[t] = have;
                         prune(t);
                         have = counts[t];
                         bound = bounds[t];
-                        bounded = true;
-                    }
-                }
+                    });
                 counts[t] = have;
-                if (have >= k) prune(t);
+                if (have >= k && bound == unbounded) prune(t);
             });
         });
+    detail::each_token(device, tokens, prune);
     auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
     offsets[0] = 0;
     for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] = offsets[t] + counts[t];

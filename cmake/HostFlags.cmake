@@ -1,0 +1,18 @@
+# Optimisation for the machine that builds. Compilers mis-detect processors newer than themselves (g++ 12 takes Zen 4 and 5 for
+# Zen 3 and leaves AVX-512 out), so what /proc/cpuinfo lists is added by name.
+if(PSAE_NATIVE AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64" AND EXISTS /proc/cpuinfo)
+    file(STRINGS /proc/cpuinfo psae_cpu_flags REGEX "^flags" LIMIT_COUNT 1)
+    set(psae_host_flags -march=native)
+    foreach(flag avx512f avx512dq avx512bw avx512vl avx512cd)
+        if(psae_cpu_flags MATCHES " ${flag}( |$)")
+            list(APPEND psae_host_flags -m${flag})
+        endif()
+    endforeach()
+    if(psae_cpu_flags MATCHES " avx512f( |$)")
+        list(APPEND psae_host_flags -mprefer-vector-width=512)
+    endif()
+    add_compile_options(${psae_host_flags})
+endif()
+if(CMAKE_BUILD_TYPE STREQUAL "Release")
+    string(REPLACE "-O2" "-O3" CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
+endif()
