@@ -1,4 +1,4 @@
-// expect: psae: an expression would outlive this temporary tensor; give the tensor a name first
+// expect: psae: an expression would outlive this temporary tensor: give the tensor a name first
 #include <psae/psae.hpp>
 psae::tensor<float, psae::shape<4>> make();
 void f(psae::tensor<float, psae::shape<4>>& x) {

@@ -227,7 +227,7 @@ template <class X>
 constexpr void refuse_temporary_owner() {
     using plain = std::remove_cvref_t<X>;
     static_assert(node<plain> || std::is_lvalue_reference_v<X>,
-                  "psae: an expression would outlive this temporary tensor; give the tensor a name first");
+                  "psae: an expression would outlive this temporary tensor: give the tensor a name first");
 }
 
 }  // namespace detail

@@ -27,7 +27,7 @@ template <class T>
 std::vector<T> geometric_median(const T* x, std::size_t n, std::size_t d, int iterations = 100) {
     const std::vector<T> start = row_mean(x, n, d);
     std::vector<double> median(start.begin(), start.end()), next(d);
-    double objective = HUGE_VAL;
+    double objective = 0;
     for (int i = 0; i < iterations; ++i) {
         std::fill(next.begin(), next.end(), 0.0);
         double sum_of_weights = 0, sum_of_distances = 0;
@@ -42,7 +42,7 @@ std::vector<T> geometric_median(const T* x, std::size_t n, std::size_t d, int it
             sum_of_weights += weight;
             for (std::size_t c = 0; c < d; ++c) next[c] += weight * static_cast<double>(x[r * d + c]);
         }
-        if (objective - sum_of_distances <= 1e-20 * objective) break;
+        if (i > 0 && objective - sum_of_distances <= 1e-20 * objective) break;
         objective = sum_of_distances;
         for (std::size_t c = 0; c < d; ++c) median[c] = next[c] / sum_of_weights;
     }

@@ -1,0 +1,73 @@
+#pragma once
+// Files that appear whole or not at all: written under a temporary name in the same folder, synced, renamed.
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <filesystem>
+#include <string>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <psae/core/error.hpp>
+
+namespace psae {
+
+class atomic_file {
+public:
+    explicit atomic_file(std::filesystem::path path) : path_(std::move(path)), temporary_(path_) {
+        temporary_ += ".partial" + std::to_string(::getpid());
+        descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+        if (descriptor_ < 0) fail("file cannot be created");
+    }
+    atomic_file(const atomic_file&) = delete;
+    atomic_file& operator=(const atomic_file&) = delete;
+    // Without commit() nothing is left behind.
+    ~atomic_file() {
+        if (descriptor_ >= 0) {
+            ::close(descriptor_);
+            ::unlink(temporary_.c_str());
+        }
+    }
+
+    void write(const void* data, std::size_t bytes) {
+        const char* p = static_cast<const char*>(data);
+        while (bytes > 0) {
+            const ssize_t n = ::write(descriptor_, p, bytes);
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail("file cannot be written");
+            p += n;
+            bytes -= static_cast<std::size_t>(n);
+            written_ += static_cast<std::size_t>(n);
+        }
+    }
+    void write(const std::string& text) { write(text.data(), text.size()); }
+    std::size_t position() const { return written_; }
+
+    void commit() {
+        if (::fsync(descriptor_) != 0) fail("file cannot be synced");
+        if (::close(descriptor_) != 0) fail("file cannot be closed");
+        descriptor_ = -1;
+        if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+            ::unlink(temporary_.c_str());
+            fail("file cannot be renamed into place");
+        }
+    }
+
+private:
+    [[noreturn]] void fail(const char* what) const { throw error(what, path_.string(), std::strerror(errno)); }
+
+    std::filesystem::path path_, temporary_;
+    int descriptor_ = -1;
+    std::size_t written_ = 0;
+};
+
+// Writes a whole text file.
+inline void write_text(const std::filesystem::path& path, const std::string& text) {
+    atomic_file file(path);
+    file.write(text);
+    file.commit();
+}
+
+}  // namespace psae

@@ -1,0 +1,247 @@
+#pragma once
+// Zip archives as numpy writes them: reading stored and deflated entries (zip64 too, CRC checked), and streaming stored ones out.
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <zlib.h>
+
+#include <psae/io/atomic_file.hpp>
+#include <psae/io/file_bytes.hpp>
+
+namespace psae {
+
+class zip_reader {
+public:
+    explicit zip_reader(const std::filesystem::path& path) : path_(path.string()), bytes_(path) { read_directory(); }
+
+    std::vector<std::string> names() const {
+        std::vector<std::string> all;
+        for (const auto& [name, e] : entries_) all.push_back(name);
+        return all;
+    }
+    const std::string& path() const { return path_; }
+
+    // The bytes of an entry. Memory grows with what really comes out of the stream, never with what a header claims.
+    // check(first bytes, how many, size of the entry) is called before more than 64 KiB have been unpacked and may throw.
+    template <class Check>
+    std::vector<std::byte> read(const std::string& name, const Check& check) const {
+        const auto found = entries_.find(name);
+        if (found == entries_.end()) throw error("zip entry is missing", where(name));
+        const entry& e = found->second;
+        if (e.local > bytes_.size() || bytes_.size() - e.local < 30 || u32(e.local) != 0x04034b50u)
+            throw error("zip entry has no local header", where(name));
+        const std::size_t start = e.local + 30 + u16(e.local + 26) + u16(e.local + 28);
+        if (start > bytes_.size() || e.compressed > bytes_.size() - start)
+            throw error("zip entry reaches beyond the file", where(name));
+        std::vector<std::byte> out;
+        if (e.method == 0) {
+            if (e.size != e.compressed) throw error("stored zip entry has two sizes", where(name));
+            check(bytes_.data() + start, e.size, e.size);
+            out.assign(bytes_.data() + start, bytes_.data() + start + e.size);
+        } else if (e.method == 8) {
+            inflate(start, e, out, name, check);
+        } else {
+            throw error("zip entry uses an unknown compression method", where(name), std::to_string(e.method));
+        }
+        if (out.size() != e.size) throw error("zip entry has another size than its directory says", where(name));
+        const auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(out.data()), out.size());
+        if (static_cast<std::uint32_t>(crc) != e.crc) throw error("zip entry's checksum is wrong", where(name), "", "the file is damaged");
+        return out;
+    }
+
+private:
+    struct entry {
+        std::uint16_t method;
+        std::uint32_t crc;
+        std::uint64_t compressed, size, local;
+    };
+    std::string where(const std::string& name) const { return path_ + ", entry " + name; }
+    std::uint16_t u16(std::size_t at) const { return load<std::uint16_t>(at); }
+    std::uint32_t u32(std::size_t at) const { return load<std::uint32_t>(at); }
+    template <class T>
+    T load(std::size_t at) const {
+        if (at > bytes_.size() || bytes_.size() - at < sizeof(T)) throw error("zip archive is truncated", path_ + ", byte " + std::to_string(at));
+        T x;
+        std::memcpy(&x, bytes_.data() + at, sizeof(T));
+        return x;
+    }
+
+    void read_directory() {
+        const std::size_t size = bytes_.size();
+        if (size < 22) throw error("not a zip archive", path_, "the file has " + std::to_string(size) + " bytes");
+        std::size_t end = size - 22;
+        const std::size_t last = size > 22 + 65535 ? size - 22 - 65535 : 0;
+        while (u32(end) != 0x06054b50u || end + 22 + u16(end + 20) != size) {
+            if (end == last) throw error("not a zip archive", path_, "it has no end-of-directory record");
+            --end;
+        }
+        std::uint64_t count = u16(end + 10), directory_bytes = u32(end + 12), at = u32(end + 16);
+        if (u16(end + 4) != 0 || u16(end + 6) != 0 || u16(end + 8) != u16(end + 10)) throw error("zip archive in several parts", path_);
+        if (end >= 20 && u32(end - 20) == 0x07064b50u) {
+            const std::uint64_t record = load<std::uint64_t>(end - 12);
+            if (record > size || u32(record) != 0x06064b50u) throw error("zip64 record is missing", path_);
+            count = load<std::uint64_t>(record + 32);
+            directory_bytes = load<std::uint64_t>(record + 40);
+            at = load<std::uint64_t>(record + 48);
+        }
+        if (at > end || directory_bytes > end - at) throw error("zip directory lies outside of the file", path_);
+        const std::uint64_t directory_end = at + directory_bytes;
+        for (std::uint64_t i = 0; i < count; ++i) {
+            if (at + 46 > directory_end || u32(at) != 0x02014b50u) throw error("zip directory is damaged", path_, "entry " + std::to_string(i) + " of " + std::to_string(count));
+            entry e{u16(at + 10), u32(at + 16), u32(at + 20), u32(at + 24), u32(at + 42)};
+            const std::size_t name_bytes = u16(at + 28), extra_bytes = u16(at + 30), comment_bytes = u16(at + 32);
+            if (at + 46 + name_bytes + extra_bytes + comment_bytes > directory_end) throw error("zip directory is damaged", path_);
+            if (u16(at + 8) & 1) throw error("zip entry is encrypted", path_);
+            const std::string name(reinterpret_cast<const char*>(bytes_.data()) + at + 46, name_bytes);
+            read_zip64(at + 46 + name_bytes, extra_bytes, e);
+            if (!entries_.emplace(name, e).second) throw error("zip entry appears twice", where(name));
+            at += 46 + name_bytes + extra_bytes + comment_bytes;
+        }
+        if (at != directory_end) throw error("zip directory is damaged", path_, "bytes after its last entry");
+    }
+    void read_zip64(std::size_t at, std::size_t bytes, entry& e) const {
+        const std::size_t end = at + bytes;
+        while (at + 4 <= end) {
+            const std::size_t field = u16(at), length = u16(at + 2);
+            at += 4;
+            if (length > end - at) throw error("zip extra field is damaged", path_);
+            if (field == 1) {
+                std::size_t p = at;
+                for (std::uint64_t* v : {&e.size, &e.compressed, &e.local})
+                    if (*v == 0xffffffffu) {
+                        if (p + 8 > at + length) throw error("zip64 extra field is too short", path_);
+                        *v = load<std::uint64_t>(p);
+                        p += 8;
+                    }
+            }
+            at += length;
+        }
+    }
+    template <class Check>
+    void inflate(std::size_t start, const entry& e, std::vector<std::byte>& out, const std::string& name, const Check& check) const {
+        struct inflater {  // ends the stream when check throws, too
+            z_stream stream{};
+            ~inflater() { inflateEnd(&stream); }
+        } own;
+        z_stream& stream = own.stream;
+        if (inflateInit2(&stream, -15) != Z_OK) throw error("zlib cannot start", where(name));
+        std::size_t given = 0;
+        int status = Z_OK;
+        unsigned char buffer[65536];
+        while (status == Z_OK) {
+            if (stream.avail_in == 0 && given < e.compressed) {
+                const std::size_t n = std::min<std::size_t>(e.compressed - given, 1u << 30);
+                stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes_.data() + start + given));
+                stream.avail_in = static_cast<uInt>(n);
+                given += n;
+            }
+            stream.next_out = buffer;
+            stream.avail_out = sizeof buffer;
+            status = ::inflate(&stream, Z_NO_FLUSH);
+            const std::size_t made = sizeof buffer - stream.avail_out;
+            if (out.size() + made > e.size) break;  // more than the directory says: refused below by its size
+            const auto* p = reinterpret_cast<const std::byte*>(buffer);
+            if (out.empty()) check(p, made, e.size);
+            out.insert(out.end(), p, p + made);
+            if (status == Z_OK && made == 0 && stream.avail_in == 0 && given == e.compressed) break;
+        }
+        if (status != Z_STREAM_END) throw error("zip entry's compressed data are damaged", where(name));
+    }
+
+    std::string path_;
+    file_bytes bytes_;
+    std::map<std::string, entry> entries_;
+};
+
+// Writes stored entries one after the other; always with zip64 sizes where they are needed.
+class zip_writer {
+public:
+    explicit zip_writer(const std::filesystem::path& path) : file_(path) {}
+
+    void add(const std::string& name, const std::string& head, const void* data, std::size_t bytes) {
+        auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(head.data()), head.size());
+        crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);
+        const std::uint64_t size = head.size() + bytes, local = file_.position();
+        std::string h;
+        put<std::uint32_t>(h, 0x04034b50u);
+        put<std::uint16_t>(h, 45);
+        put_common(h, static_cast<std::uint32_t>(crc), 0xffffffffu, 0xffffffffu, name.size(), 20);
+        h += name;
+        put_extra(h, size, nullptr);
+        file_.write(h);
+        file_.write(head);
+        if (bytes > 0) file_.write(data, bytes);
+        std::string& d = directory_;
+        put<std::uint32_t>(d, 0x02014b50u);
+        put<std::uint16_t>(d, 45);
+        put<std::uint16_t>(d, 45);
+        put_common(d, static_cast<std::uint32_t>(crc), 0xffffffffu, 0xffffffffu, name.size(), 28);
+        put<std::uint16_t>(d, 0);
+        put<std::uint16_t>(d, 0);
+        put<std::uint16_t>(d, 0);
+        put<std::uint32_t>(d, 0);
+        put<std::uint32_t>(d, 0xffffffffu);
+        d += name;
+        put_extra(d, size, &local);
+        ++count_;
+    }
+    void close() {
+        const std::uint64_t at = file_.position(), bytes = directory_.size();
+        std::string tail = directory_;
+        put<std::uint32_t>(tail, 0x06064b50u);
+        put<std::uint64_t>(tail, 44);
+        put<std::uint16_t>(tail, 45);
+        put<std::uint16_t>(tail, 45);
+        put<std::uint32_t>(tail, 0);
+        put<std::uint32_t>(tail, 0);
+        for (const std::uint64_t v : {count_, count_, bytes, at}) put<std::uint64_t>(tail, v);
+        put<std::uint32_t>(tail, 0x07064b50u);
+        put<std::uint32_t>(tail, 0);
+        put<std::uint64_t>(tail, at + bytes);
+        put<std::uint32_t>(tail, 1);
+        put<std::uint32_t>(tail, 0x06054b50u);
+        put<std::uint32_t>(tail, 0);
+        put<std::uint16_t>(tail, 0xffff);
+        put<std::uint16_t>(tail, 0xffff);
+        put<std::uint32_t>(tail, 0xffffffffu);
+        put<std::uint32_t>(tail, 0xffffffffu);
+        put<std::uint16_t>(tail, 0);
+        file_.write(tail);
+        file_.commit();
+    }
+
+private:
+    template <class T, class V>
+    static void put(std::string& s, V value) {
+        const T v = static_cast<T>(value);
+        s.append(reinterpret_cast<const char*>(&v), sizeof v);
+    }
+    static void put_common(std::string& s, std::uint32_t crc, std::uint32_t compressed, std::uint32_t size, std::size_t name, std::uint16_t extra) {
+        put<std::uint16_t>(s, 0);
+        put<std::uint16_t>(s, 0);
+        put<std::uint32_t>(s, 0x00210000u);  // 1980-01-01, so that the same content gives the same bytes
+        put<std::uint32_t>(s, crc);
+        put<std::uint32_t>(s, compressed);
+        put<std::uint32_t>(s, size);
+        put<std::uint16_t>(s, name);
+        put<std::uint16_t>(s, extra);
+    }
+    static void put_extra(std::string& s, std::uint64_t size, const std::uint64_t* local) {
+        put<std::uint16_t>(s, 1);
+        put<std::uint16_t>(s, local == nullptr ? 16 : 24);
+        put<std::uint64_t>(s, size);
+        put<std::uint64_t>(s, size);
+        if (local != nullptr) put<std::uint64_t>(s, *local);
+    }
+
+    atomic_file file_;
+    std::string directory_;
+    std::uint64_t count_ = 0;
+};
+
+}  // namespace psae
