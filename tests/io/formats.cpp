@@ -59,10 +59,20 @@ TEST_CASE("npy files of numpy are read exactly") {
 }
 
 TEST_CASE("npz files are read, stored and compressed") {
-    const auto stored = read_npz(formats / "numpy" / "stored.npz"), compressed = read_npz(formats / "numpy" / "compressed.npz");
-    REQUIRE(!stored.empty());
-    REQUIRE(stored.size() == compressed.size());
-    for (const auto& [name, a] : stored) CHECK(a.data == compressed.at(name).data);
+    std::size_t compared = 0;
+    for (const std::string entry : zip_reader(formats / "numpy" / "stored.npz").names()) {
+        const std::string name = entry.substr(0, entry.size() - 4);
+        INFO(name);
+        if (name[0] == 'c') {  // complex
+            CHECK_THROWS_AS(read_npz(formats / "numpy" / "stored.npz", name), error);
+            continue;
+        }
+        const auto stored = read_npz(formats / "numpy" / "stored.npz", name), compressed = read_npz(formats / "numpy" / "compressed.npz", name);
+        CHECK(stored.data == compressed.data);
+        CHECK(stored.strings == compressed.strings);
+        ++compared;
+    }
+    CHECK(compared > 5);
 }
 
 TEST_CASE("safetensors of every element type are read exactly") {

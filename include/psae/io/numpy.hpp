@@ -246,17 +246,28 @@ inline array read_npy(const std::filesystem::path& path) {
     return detail::parse_npy(bytes.data(), bytes.size(), path.string());
 }
 
+namespace detail {
+
+inline array read_npz_entry(const zip_reader& zip, const std::string& entry) {
+    const std::string where = zip.path() + ", array " + entry;
+    const auto bytes = zip.read(entry, [&](const std::byte* first, std::size_t given, std::size_t size) { read_npy_layout(first, given, size, where); });
+    return parse_npy(bytes.data(), bytes.size(), where);
+}
+
+}  // namespace detail
+
+// One array of an .npz.
+inline array read_npz(const std::filesystem::path& path, const std::string& name) {
+    return detail::read_npz_entry(zip_reader(path), name + ".npy");
+}
+
 // All arrays of an .npz by name, without the ".npy" of their entries.
 inline std::map<std::string, array> read_npz(const std::filesystem::path& path) {
     const zip_reader zip(path);
     std::map<std::string, array> arrays;
-    for (const std::string& name : zip.names()) {
-        if (!name.ends_with(".npy")) throw error("npz archive holds something else than arrays", path.string() + ", entry " + name);
-        const std::string where = path.string() + ", array " + name;
-        const auto bytes = zip.read(name, [&](const std::byte* first, std::size_t given, std::size_t size) {
-            detail::read_npy_layout(first, given, size, where);
-        });
-        arrays.emplace(name.substr(0, name.size() - 4), detail::parse_npy(bytes.data(), bytes.size(), where));
+    for (const std::string& entry : zip.names()) {
+        if (!entry.ends_with(".npy")) throw error("npz archive holds something else than arrays", path.string() + ", entry " + entry);
+        arrays.emplace(entry.substr(0, entry.size() - 4), detail::read_npz_entry(zip, entry));
     }
     return arrays;
 }
