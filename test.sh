@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds everything and runs all tests. Works as root or with sudo, and any number of times.
+# ./test.sh [PRESET]: installs what is needed, builds, runs all tests. PRESET is release (default), debug, sanitize or clang.
 set -euo pipefail
 cd "$(dirname "$0")"
-packages=(g++ cmake ninja-build libdnnl-dev zlib1g-dev libjpeg62-turbo-dev rapidjson-dev catch2 libcli11-dev libfmt-dev)
-missing=()
-for p in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q "install ok installed" || missing+=("$p")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-    sudo=""
-    [ "$(id -u)" -eq 0 ] || sudo="sudo"
-    $sudo apt-get update -qq
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-fi
-cmake --preset release
-cmake --build --preset release
-ctest --preset release
+
+preset=${1:-release}
+packages=(cmake g++ ninja-build libdnnl-dev zlib1g-dev libstb-dev libturbojpeg0-dev libjpeg62-turbo-dev rapidjson-dev
+          catch2 libbenchmark-dev libcli11-dev libfmt-dev)
+case $preset in
+    release | debug | sanitize) ;;
+    clang) packages+=(clang libomp-dev) ;;
+    *) echo "test.sh: no preset $preset: release, debug, sanitize or clang" >&2; exit 2 ;;
+esac
+tools/install_packages.sh "${packages[@]}"
+
+cmake --preset "$preset"
+cmake --build --preset "$preset"
+
+# Two tests run at a time, each with a thread per core: waiting threads must not spin in the other's way.
+export OMP_WAIT_POLICY=passive
+ctest --preset "$preset" -j2

@@ -60,7 +60,7 @@ TEST_CASE("npy files of numpy are read exactly") {
 
 TEST_CASE("npz files are read, stored and compressed") {
     std::size_t compared = 0;
-    for (const std::string entry : zip_reader(formats / "numpy" / "stored.npz").names()) {
+    for (const std::string& entry : zip_reader(formats / "numpy" / "stored.npz").names()) {
         const std::string name = entry.substr(0, entry.size() - 4);
         INFO(name);
         if (name[0] == 'c') {  // complex
