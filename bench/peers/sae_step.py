@@ -12,11 +12,13 @@ Time of a dense step does not depend on L0; it is set by --l0 and recorded since
 """
 import argparse
 import sys
+import warnings
 
 import torch
 
 from common import best_rate, gemm_times, measure, peak_mib, print_record, use_threads
 
+warnings.filterwarnings("ignore", message="Sparse")  # CSR is called beta
 DEAD_AFTER = 64  # steps without firing
 WARM_UP = 500
 

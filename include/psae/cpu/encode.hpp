@@ -58,6 +58,8 @@ PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
     }
 }
 
+}  // namespace detail
+
 // Adds the latent-major view by a counting sort.
 template <class T>
 void add_latent_view(arena<>& scratch, codes_view<T>& z) {
@@ -78,8 +80,6 @@ void add_latent_view(arena<>& scratch, codes_view<T>& z) {
     z.token_by_latent = tokens;
     z.entry_by_latent = entries;
 }
-
-}  // namespace detail
 
 // Codes of x [tokens, d] under an elementwise activation: entries where activation.active(h), with activation.value(h).
 template <class T, class Activation>

@@ -8,6 +8,8 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <psae/core/element.hpp>
@@ -55,15 +57,33 @@ constexpr element_type element_type_of() {
     else return std::is_signed_v<T> ? element_type::i64 : element_type::u64;
 }
 
-// `count` elements of type `t` at `data` (any alignment), each converted to T.
+// True if the number is a value of the integer type T.
+template <class T, class From>
+bool fits_integer(From x) {
+    if constexpr (std::is_floating_point_v<From>) {
+        constexpr From above = From(2) * static_cast<From>(std::uint64_t{1} << (std::numeric_limits<T>::digits - 1));
+        const From below = std::is_signed_v<T> ? -above : From(0);
+        return x >= below && x < above && x == static_cast<From>(static_cast<T>(x));
+    } else {
+        return std::in_range<T>(+x);
+    }
+}
+
+// `count` elements of type `t` at `data` (any alignment), each converted to T. A number that an integer type T cannot hold
+// (too large, negative, a fraction, NaN) is an error that names `where` and the element; nothing wraps around.
 template <class T>
-std::vector<T> convert_elements(element_type t, const std::byte* data, std::size_t count) {
+std::vector<T> convert_elements(element_type t, const std::byte* data, std::size_t count, const std::string& where = {}) {
     std::vector<T> out(count);
     const auto copy = [&]<class From>(From, auto&& widened) {
         for (std::size_t i = 0; i < count; ++i) {
             From x;
             std::memcpy(&x, data + i * sizeof(From), sizeof(From));
-            out[i] = static_cast<T>(widened(x));
+            const auto value = widened(x);
+            if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
+                if (!fits_integer<T>(value))
+                    throw error("value does not fit the integer type it is read as", where + ", element " + std::to_string(i),
+                                "found " + std::to_string(value));
+            out[i] = static_cast<T>(value);
         }
     };
     const auto same = [](auto x) { return x; };

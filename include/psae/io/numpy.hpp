@@ -1,6 +1,6 @@
 #pragma once
 // numpy's .npy (versions 1 to 3) and .npz. Read: booleans, integers, floats of either byte order, C or Fortran order, and
-// unicode strings; structured types and objects are refused. Write: plain numbers and unicode strings, C order.
+// unicode or byte strings; structured types and objects are refused. Write: plain numbers and strings, C order.
 
 #include <algorithm>
 #include <cctype>
@@ -20,12 +20,14 @@ struct array {
     element_type type = element_type::f32;
     std::vector<std::size_t> shape;
     std::vector<std::byte> data;         // C order, native
-    std::vector<std::string> strings;    // instead of data for unicode arrays
+    std::vector<std::string> strings;    // instead of data for unicode (as UTF-8) and byte-string arrays
     std::size_t size() const { return *checked_product(shape); }
 };
 
+// The elements converted to T; an error for strings and for numbers that an integer type T cannot hold.
 template <class T = float>
 std::vector<T> values(const array& a) {
+    if (!a.strings.empty()) throw error("array holds strings where numbers are expected", "array of shape " + shape_text(a.shape));
     return convert_elements<T>(a.type, a.data.data(), a.data.size() / size_of(a.type));
 }
 inline std::vector<float> to_floats(const array& a) { return values<float>(a); }
@@ -39,7 +41,7 @@ struct npy_type {
 };
 
 inline npy_type parse_descr(const std::string& descr, const std::string& where) {
-    const auto refuse = [&] { return error("array has an element type that is not read", where, "'" + descr + "'", "booleans, integers, floats and unicode strings are"); };
+    const auto refuse = [&] { return error("array has an element type that is not read", where, "'" + descr + "'", "booleans, integers, floats and strings are"); };
     if (descr.size() < 3 || std::string_view("<>|=").find(descr[0]) == std::string_view::npos) throw refuse();
     const bool swapped = descr[0] == '>';
     std::size_t item = 0;
@@ -49,6 +51,7 @@ inline npy_type parse_descr(const std::string& descr, const std::string& where) 
     }
     using t = element_type;
     if (descr[1] == 'U') return {t::u32, swapped, true, item * 4};
+    if (descr[1] == 'S') return {t::u8, false, true, item};
     struct known {
         char kind;
         std::size_t item;
@@ -201,13 +204,20 @@ inline array parse_npy(const std::byte* bytes, std::size_t size, const std::stri
     }
     if (type.strings) {
         for (std::size_t i = 0; i < *count; ++i) {
+            const std::byte* p = a.data.data() + i * type.item;
+            std::size_t length = type.item;  // padding is the zeros at the end; zeros inside belong to the string
+            while (length > 0 && p[length - 1] == std::byte{0}) --length;
             std::string s;
-            for (std::size_t j = 0; j < type.item; j += 4) {
-                std::uint32_t c;
-                std::memcpy(&c, a.data.data() + i * type.item + j, 4);
-                if (c > 0x10ffff) throw error("unicode array holds an invalid character", where);
-                if (c != 0) append_utf8(s, c);
-            }
+            if (type.type == element_type::u8) s.assign(reinterpret_cast<const char*>(p), length);
+            else
+                for (std::size_t j = 0; j < length; j += 4) {
+                    std::uint32_t c;
+                    std::memcpy(&c, p + j, 4);
+                    if (c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
+                        throw error("unicode array holds an invalid character", where + ", element " + std::to_string(i),
+                                    "code point " + std::to_string(c));
+                    append_utf8(s, c);
+                }
             a.strings.push_back(std::move(s));
         }
         a.data.clear();
@@ -275,11 +285,22 @@ inline std::map<std::string, array> read_npz(const std::filesystem::path& path) 
 // Writes arrays one after the other; the file appears on close().
 class npz_writer {
 public:
-    explicit npz_writer(const std::filesystem::path& path) : zip_(path) {}
+    explicit npz_writer(const std::filesystem::path& path, bool deflated = false) : zip_(path, deflated), path_(path.string()) {}
 
+    // The product of the shape's extents elements at `data`, in C order.
     template <class T>
     void add(const std::string& name, const T* data, const std::vector<std::size_t>& shape) {
-        zip_.add(name + ".npy", detail::npy_head(detail::npy_descr<T>(), shape), data, *checked_product(shape, sizeof(T)));
+        const auto bytes = checked_product(shape, sizeof(T));
+        if (!bytes) throw error("array is too large", path_ + ", array " + name, "shape " + shape_text(shape));
+        zip_.add(name + ".npy", detail::npy_head(detail::npy_descr<T>(), shape), data, *bytes);
+    }
+    // The same with the number of elements checked against the shape.
+    template <class T>
+    void add(const std::string& name, std::span<const T> data, const std::vector<std::size_t>& shape) {
+        if (checked_product(shape) != data.size())
+            throw error("array's data do not match its shape", path_ + ", array " + name,
+                        "shape " + shape_text(shape) + ", " + std::to_string(data.size()) + " elements");
+        add(name, data.data(), shape);
     }
     template <class T>
     void add(const std::string& name, const std::vector<T>& data) {
@@ -307,24 +328,43 @@ public:
     void close() { zip_.close(); }
 
 private:
+    // What is not UTF-8 (a file name may be anything) becomes U+FFFD, one for each byte.
     static std::u32string decode_utf8(const std::string& s) {
+        static constexpr char32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};  // by length; below it the form is overlong
         std::u32string out;
         for (std::size_t i = 0; i < s.size();) {
             const unsigned char c = static_cast<unsigned char>(s[i]);
-            const std::size_t length = c < 0x80 ? 1 : c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : c >= 0xc0 ? 2 : 1;
-            char32_t code = length == 1 ? c : c & (0xffu >> (length + 1));
-            for (std::size_t j = 1; j < length && i + j < s.size(); ++j) code = code << 6 | (static_cast<unsigned char>(s[i + j]) & 63);
-            out += code <= 0x10ffff ? code : U'\ufffd';
-            i += length;
+            const std::size_t length = c < 0x80 ? 1 : c >= 0xf8 ? 0 : c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : c >= 0xc0 ? 2 : 0;
+            char32_t code = length < 2 ? c : c & (0xffu >> (length + 1));
+            bool good = length > 0 && length <= s.size() - i;
+            for (std::size_t j = 1; good && j < length; ++j) {
+                const unsigned char next = static_cast<unsigned char>(s[i + j]);
+                good = (next & 0xc0) == 0x80;
+                code = code << 6 | (next & 63);
+            }
+            good = good && code >= smallest[length] && code <= 0x10ffff && (code < 0xd800 || code >= 0xe000);
+            out += good ? code : U'\ufffd';
+            i += good ? length : 1;
         }
         return out;
     }
     zip_writer zip_;
+    std::string path_;
 };
 
-// A sparse matrix as scipy.sparse.save_npz writes CSR; scipy.sparse.load_npz reads it.
+// A sparse matrix [rows, cols] as scipy.sparse.save_npz writes CSR; scipy.sparse.load_npz reads it. indptr has rows + 1
+// entries, from 0 to the number of values, none below the one before; every index is below cols.
 inline void write_scipy_csr(const std::filesystem::path& path, const std::vector<float>& data, const std::vector<std::int32_t>& indices,
                             const std::vector<std::int64_t>& indptr, std::size_t rows, std::size_t cols) {
+    const auto require = [&](bool holds, const char* what) {
+        if (!holds) throw error("arrays do not describe a CSR matrix", path.string(), what);
+    };
+    require(indices.size() == data.size(), "expected as many indices as values");
+    require(indptr.size() == rows + 1 && indptr.front() == 0 && indptr.back() == static_cast<std::int64_t>(data.size()),
+            "expected an indptr of rows + 1 entries from 0 to the number of values");
+    require(std::is_sorted(indptr.begin(), indptr.end()), "expected an indptr that does not fall");
+    require(std::all_of(indices.begin(), indices.end(), [&](std::int32_t i) { return i >= 0 && static_cast<std::size_t>(i) < cols; }),
+            "expected indices from 0 to the number of columns");
     npz_writer out(path);
     if (indptr.back() <= 0x7fffffff) out.add("indptr", std::vector<std::int32_t>(indptr.begin(), indptr.end())), out.add("indices", indices);
     else out.add("indptr", indptr), out.add("indices", std::vector<std::int64_t>(indices.begin(), indices.end()));

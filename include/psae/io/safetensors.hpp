@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -63,7 +64,7 @@ public:
         const std::string where = path_ + ", tensor " + e.name;
         if (e.shape != shape)
             throw error("tensor has another shape", where, "expected " + shape_text(shape) + ", found " + shape_text(e.shape));
-        auto values = convert_elements<T>(e.type, data(e), e.bytes / size_of(e.type));
+        auto values = convert_elements<T>(e.type, data(e), e.bytes / size_of(e.type), where);
         if constexpr (std::is_floating_point_v<T>)
             for (std::size_t i = 0; i < values.size(); ++i)
                 if (!std::isfinite(values[i]))
@@ -84,10 +85,13 @@ private:
         if (text.empty() || text[0] != '{') throw error("safetensors header does not start with '{'", path_);
         const auto header = parse_json(text, path_ + ", header");
         if (!header.IsObject()) throw error("safetensors header is not an object", path_);
+        bool has_metadata = false;
         for (const auto& member : header.GetObject()) {
             const std::string name(member.name.GetString(), member.name.GetStringLength());
-            if (name == "__metadata__") add_metadata(member.value);
-            else add_entry(name, member.value, size - 8 - length, 8 + length);
+            if (name == "__metadata__") {
+                if (std::exchange(has_metadata, true)) throw error("safetensors header names its metadata twice", path_);
+                add_metadata(member.value);
+            } else add_entry(name, member.value, size - 8 - length, 8 + length);
         }
         check_ranges(size, 8 + length);
         for (std::size_t i = 0; i < entries_.size(); ++i)
@@ -156,12 +160,14 @@ class safetensors_directory {
 public:
     explicit safetensors_directory(const std::filesystem::path& directory) : directory_(directory.string()) {
         const auto single = directory / "model.safetensors", index = directory / "model.safetensors.index.json";
-        if (std::filesystem::exists(single)) {
+        std::error_code ignored;  // a folder that cannot be read has no weights; nothing else than psae::error is thrown
+        if (std::filesystem::exists(single, ignored)) {
             files_.emplace_back(single);
-        } else if (std::filesystem::exists(index)) {
+        } else if (std::filesystem::exists(index, ignored)) {
             const auto json = read_json(index);
             const auto* map = find_member(json, "weight_map");
             if (map == nullptr || !map->IsObject()) throw error("shard index has no weight_map", index.string());
+            require_unique_keys(*map, index.string() + ", weight_map");
             std::map<std::string, std::size_t> opened;
             for (const auto& m : map->GetObject()) {
                 if (!m.value.IsString()) throw error("shard name is not a string", index.string());
@@ -216,35 +222,37 @@ inline void write_safetensors(const std::filesystem::path& path, const std::vect
         writer.Key("__metadata__");
         writer.StartObject();
         for (const auto& [key, value] : metadata) {
-            writer.Key(key.c_str());
+            writer.Key(key.data(), static_cast<rapidjson::SizeType>(key.size()));
             writer.String(value.data(), static_cast<rapidjson::SizeType>(value.size()));
         }
         writer.EndObject();
     }
     std::size_t offset = 0;
+    std::set<std::string> names{"__metadata__"};
     for (const auto& t : tensors) {
-        std::size_t bytes = size_of(t.type);
-        writer.Key(t.name.c_str());
+        const std::string where = path.string() + ", tensor " + t.name;
+        if (!names.insert(t.name).second) throw error("tensor name is taken", where, "expected every name once, and not __metadata__");
+        const auto bytes = checked_product(t.shape, size_of(t.type));
+        if (!bytes || *bytes > ~std::size_t{0} - offset) throw error("tensor is too large", where, "shape " + shape_text(t.shape));
+        writer.Key(t.name.data(), static_cast<rapidjson::SizeType>(t.name.size()));
         writer.StartObject();
         writer.Key("dtype");
         for (const auto& known : detail::safetensors_types)
             if (known.type == t.type) writer.String(known.name);
         writer.Key("shape");
         writer.StartArray();
-        for (const std::size_t e : t.shape) {
-            writer.Uint64(e);
-            bytes *= e;
-        }
+        for (const std::size_t e : t.shape) writer.Uint64(e);
         writer.EndArray();
         writer.Key("data_offsets");
         writer.StartArray();
         writer.Uint64(offset);
-        writer.Uint64(offset += bytes);
+        writer.Uint64(offset += *bytes);
         writer.EndArray();
         writer.EndObject();
     }
     writer.EndObject();
     std::string header(buffer.GetString(), buffer.GetSize());
+    parse_json(header, path.string() + ", header");  // a name that is not UTF-8 would make a file nobody reads
     header.append((8 - header.size() % 8) % 8, ' ');
     const std::uint64_t length = header.size();
     atomic_file file(path);

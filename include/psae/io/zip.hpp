@@ -1,11 +1,13 @@
 #pragma once
-// Zip archives as numpy writes them: reading stored and deflated entries (zip64 too, CRC checked), and streaming stored ones out.
+// Zip archives as numpy writes them: stored and deflated entries, zip64, CRC checked; read, and written one after the other.
 
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <zlib.h>
@@ -44,6 +46,10 @@ public:
             check(bytes_.data() + start, e.size, e.size);
             out.assign(bytes_.data() + start, bytes_.data() + start + e.size);
         } else if (e.method == 8) {
+            // Two bits of deflate give 258 bytes at most: a larger claim is a lie, and memory stays within 1032 times the file.
+            if (e.size / 1032 > e.compressed)
+                throw error("zip entry claims more bytes than deflate can give", where(name),
+                            std::to_string(e.size) + " bytes from " + std::to_string(e.compressed));
             inflate(start, e, out, name, check);
         } else {
             throw error("zip entry uses an unknown compression method", where(name), std::to_string(e.method));
@@ -90,7 +96,8 @@ private:
             at = load<std::uint64_t>(record + 48);
         }
         if (at > end || directory_bytes > end - at) throw error("zip directory lies outside of the file", path_);
-        const std::uint64_t directory_end = at + directory_bytes;
+        const std::uint64_t directory_start = at, directory_end = at + directory_bytes;
+        std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
         for (std::uint64_t i = 0; i < count; ++i) {
             if (at + 46 > directory_end || u32(at) != 0x02014b50u) throw error("zip directory is damaged", path_, "entry " + std::to_string(i) + " of " + std::to_string(count));
             entry e{u16(at + 10), u32(at + 16), u32(at + 20), u32(at + 24), u32(at + 42)};
@@ -99,10 +106,18 @@ private:
             if (u16(at + 8) & 1) throw error("zip entry is encrypted", path_);
             const std::string name(reinterpret_cast<const char*>(bytes_.data()) + at + 46, name_bytes);
             read_zip64(at + 46 + name_bytes, extra_bytes, e);
+            if (e.local > directory_start || directory_start - e.local < 30 || e.compressed > directory_start - e.local - 30)
+                throw error("zip entry reaches beyond the file", where(name));
+            ranges.emplace_back(e.local, e.local + 30 + e.compressed);
             if (!entries_.emplace(name, e).second) throw error("zip entry appears twice", where(name));
             at += 46 + name_bytes + extra_bytes + comment_bytes;
         }
         if (at != directory_end) throw error("zip directory is damaged", path_, "bytes after its last entry");
+        // Entries that share bytes would let a small file unpack to its size times their number.
+        std::sort(ranges.begin(), ranges.end());
+        for (std::size_t i = 1; i < ranges.size(); ++i)
+            if (ranges[i].first < ranges[i - 1].second)
+                throw error("zip entries overlap", path_, "at byte " + std::to_string(ranges[i].first));
     }
     void read_zip64(std::size_t at, std::size_t bytes, entry& e) const {
         const std::size_t end = at + bytes;
@@ -158,36 +173,45 @@ private:
     std::map<std::string, entry> entries_;
 };
 
-// Writes stored entries one after the other; always with zip64 sizes where they are needed.
+// Writes entries one after the other, stored or deflated, always with zip64 sizes. The file appears on close().
 class zip_writer {
 public:
-    explicit zip_writer(const std::filesystem::path& path) : file_(path) {}
+    explicit zip_writer(const std::filesystem::path& path, bool deflated = false) : file_(path), path_(path.string()), deflated_(deflated) {}
 
+    // An entry that holds `head` and then `bytes` bytes at `data`.
     void add(const std::string& name, const std::string& head, const void* data, std::size_t bytes) {
+        if (name.size() > 65535) throw error("zip entry name is too long", path_ + ", entry " + name.substr(0, 80) + "...");
+        if (!names_.insert(name).second) throw error("zip entry is written twice", path_ + ", entry " + name);
         auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(head.data()), head.size());
-        crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);
+        if (bytes > 0) crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);  // (for a null pointer zlib restarts at 0)
         const std::uint64_t size = head.size() + bytes, local = file_.position();
         std::string h;
         put<std::uint32_t>(h, 0x04034b50u);
         put<std::uint16_t>(h, 45);
-        put_common(h, static_cast<std::uint32_t>(crc), 0xffffffffu, 0xffffffffu, name.size(), 20);
+        put_common(h, static_cast<std::uint32_t>(crc), name, 20);
         h += name;
-        put_extra(h, size, nullptr);
+        put_extra(h, size, size, nullptr);
         file_.write(h);
-        file_.write(head);
-        if (bytes > 0) file_.write(data, bytes);
+        std::uint64_t compressed = size;
+        if (deflated_) {
+            compressed = deflate(head, data, bytes);
+            file_.overwrite(local + 30 + name.size() + 12, &compressed, 8);  // known only now
+        } else {
+            file_.write(head);
+            if (bytes > 0) file_.write(data, bytes);
+        }
         std::string& d = directory_;
         put<std::uint32_t>(d, 0x02014b50u);
         put<std::uint16_t>(d, 45);
         put<std::uint16_t>(d, 45);
-        put_common(d, static_cast<std::uint32_t>(crc), 0xffffffffu, 0xffffffffu, name.size(), 28);
+        put_common(d, static_cast<std::uint32_t>(crc), name, 28);
         put<std::uint16_t>(d, 0);
         put<std::uint16_t>(d, 0);
         put<std::uint16_t>(d, 0);
         put<std::uint32_t>(d, 0);
         put<std::uint32_t>(d, 0xffffffffu);
         d += name;
-        put_extra(d, size, &local);
+        put_extra(d, size, compressed, &local);
         ++count_;
     }
     void close() {
@@ -221,25 +245,60 @@ private:
         const T v = static_cast<T>(value);
         s.append(reinterpret_cast<const char*>(&v), sizeof v);
     }
-    static void put_common(std::string& s, std::uint32_t crc, std::uint32_t compressed, std::uint32_t size, std::size_t name, std::uint16_t extra) {
-        put<std::uint16_t>(s, 0);
-        put<std::uint16_t>(s, 0);
+    void put_common(std::string& s, std::uint32_t crc, const std::string& name, std::uint16_t extra) const {
+        const bool ascii = std::all_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 128; });
+        put<std::uint16_t>(s, ascii ? 0 : 0x800);  // 0x800: the name is UTF-8
+        put<std::uint16_t>(s, deflated_ ? 8 : 0);
         put<std::uint32_t>(s, 0x00210000u);  // 1980-01-01, so that the same content gives the same bytes
         put<std::uint32_t>(s, crc);
-        put<std::uint32_t>(s, compressed);
-        put<std::uint32_t>(s, size);
-        put<std::uint16_t>(s, name);
+        put<std::uint32_t>(s, 0xffffffffu);  // both sizes are in the zip64 field
+        put<std::uint32_t>(s, 0xffffffffu);
+        put<std::uint16_t>(s, name.size());
         put<std::uint16_t>(s, extra);
     }
-    static void put_extra(std::string& s, std::uint64_t size, const std::uint64_t* local) {
+    static void put_extra(std::string& s, std::uint64_t size, std::uint64_t compressed, const std::uint64_t* local) {
         put<std::uint16_t>(s, 1);
         put<std::uint16_t>(s, local == nullptr ? 16 : 24);
         put<std::uint64_t>(s, size);
-        put<std::uint64_t>(s, size);
+        put<std::uint64_t>(s, compressed);
         if (local != nullptr) put<std::uint64_t>(s, *local);
+    }
+    // Streams head and data through deflate into the file; the number of bytes written.
+    std::uint64_t deflate(const std::string& head, const void* data, std::size_t bytes) {
+        struct deflater {
+            z_stream stream{};
+            ~deflater() { deflateEnd(&stream); }
+        } own;
+        z_stream& stream = own.stream;
+        if (deflateInit2(&stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -15, 8, Z_DEFAULT_STRATEGY) != Z_OK)
+            throw error("zlib cannot start", path_);
+        const std::size_t before = file_.position();
+        unsigned char buffer[65536];
+        const auto feed = [&](const void* from, std::size_t count, int flush) {
+            auto* p = static_cast<Bytef*>(const_cast<void*>(from));
+            do {
+                const std::size_t n = std::min<std::size_t>(count, 1u << 30);
+                stream.next_in = p;
+                stream.avail_in = static_cast<uInt>(n);
+                if (n > 0) p += n;
+                count -= n;
+                do {
+                    stream.next_out = buffer;
+                    stream.avail_out = sizeof buffer;
+                    if (::deflate(&stream, count == 0 ? flush : Z_NO_FLUSH) == Z_STREAM_ERROR) throw error("zlib cannot compress", path_);
+                    file_.write(buffer, sizeof buffer - stream.avail_out);
+                } while (stream.avail_out == 0);
+            } while (count > 0);
+        };
+        feed(head.data(), head.size(), bytes > 0 ? Z_NO_FLUSH : Z_FINISH);
+        if (bytes > 0) feed(data, bytes, Z_FINISH);
+        return file_.position() - before;
     }
 
     atomic_file file_;
+    std::string path_;
+    bool deflated_;
+    std::set<std::string> names_;
     std::string directory_;
     std::uint64_t count_ = 0;
 };

@@ -3,6 +3,7 @@
 // batch bit for bit without storing a buffer. The stream is an endless sequence of rows (epoch after epoch); it is cut into
 // blocks of whole batches, a block is shuffled in itself, and the next block is made in the background while one is consumed.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>

@@ -1,0 +1,66 @@
+#include "program.hpp"
+
+#include "activations.hpp"
+
+namespace patchsae {
+
+namespace {
+
+struct state {
+    common_options common;
+    image_options images;
+    std::string sae, activations, out;
+};
+
+void run(const state& s) {
+    const auto sae = psae::read_sae(s.sae);
+    const psae::cpu device(s.common.threads);
+    std::vector<float> data;
+    std::vector<std::int32_t> indices;
+    std::vector<std::int64_t> indptr{0};
+    psae::arena<> scratch;
+    const auto add = [&](const float* x, std::size_t n) {
+        constexpr std::size_t rows = 4096;
+        for (std::size_t first = 0; first < n; first += rows) {
+            scratch.reset();
+            const auto z = encode_rows(device, scratch, sae, x + first * sae.d_in, std::min(rows, n - first));
+            data.insert(data.end(), z.value, z.value + z.entries());
+            indices.insert(indices.end(), z.latent, z.latent + z.entries());
+            for (std::size_t t = 0; t < z.tokens; ++t) indptr.push_back(indptr.back() + std::int64_t(z.offsets[t + 1] - z.offsets[t]));
+        }
+    };
+    if (!s.activations.empty()) {
+        std::size_t d = 0;
+        const auto rows = read_activations(s.activations, d);
+        require_fit(sae, s.sae, d, s.activations);
+        add(rows.data(), rows.size() / d);
+    } else {
+        each_image_tokens(s.images, device, [&](const psae::vision_tower& tower, const psae::image_list&, const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+            require_fit(sae, s.sae, tower.width(), s.images.model);
+            add(tokens.data(), tokens.size() / sae.d_in);
+        });
+    }
+    const std::size_t rows = indptr.size() - 1;
+    psae::write_scipy_csr(s.out, data, indices, indptr, rows, sae.d_sae);
+    const double l0 = double(data.size()) / double(rows);
+    if (s.common.json) fmt::print("{{\"rows\": {}, \"d_sae\": {}, \"l0\": {:.6g}}}\n", rows, sae.d_sae, l0);
+    else fmt::print("codes of {} rows over {} latents, L0 {:.2f}: {}\n", rows, sae.d_sae, l0, s.out);
+}
+
+}  // namespace
+
+void add_encode(CLI::App& app) {
+    auto* sub = app.add_subcommand("encode", "codes of activations or pictures, as SciPy CSR\n  patchsae encode --sae run --activations x.npy --out codes.npz");
+    auto s = std::make_shared<state>();
+    s->common.add_to(*sub);
+    s->images.add_to(*sub, false);
+    sub->add_option("--sae", s->sae, "SAE directory")->required();
+    sub->add_option("--activations", s->activations, ".npy [N,d] or an .npz with tokens");
+    sub->add_option("--out", s->out, "the .npz to write")->required();
+    sub->callback([s] {
+        if (s->activations.empty() && (s->images.images.empty() || s->images.model.empty())) throw CLI::RequiredError("--activations, or --model and --images");
+        run(*s);
+    });
+}
+
+}  // namespace patchsae

@@ -1,0 +1,37 @@
+#include "program.hpp"
+
+namespace patchsae {
+
+void add_preprocess(CLI::App& app) {
+    auto* sub = app.add_subcommand("preprocess", "CLIP's preprocessing of pictures\n  patchsae preprocess --model data/tiny-clip --images photos --out pixels.npz");
+    struct state {
+        common_options common;
+        image_options images;
+        std::string out;
+    };
+    auto s = std::make_shared<state>();
+    s->common.add_to(*sub);
+    s->images.add_to(*sub);
+    sub->get_option("--images")->required();
+    sub->add_option("--out", s->out, "the .npz to write")->required();
+    sub->callback([s] {
+        const auto list = list_images(s->images);
+        const auto numbers = psae::detail::read_clip_numbers(std::filesystem::path(s->images.model) / "config.json");
+        const auto how = psae::read_preprocessing(s->images.model, numbers.image);
+        const psae::cpu device(s->common.threads);
+        std::vector<float> all;
+        std::vector<std::string> files;
+        const std::size_t skipped = each_batch(list, s->images, how, device, 64, [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
+            all.insert(all.end(), pixels.begin(), pixels.end());
+            for (const std::size_t i : which) files.push_back(list.files[i].string());
+        });
+        psae::npz_writer out(s->out);
+        out.add("pixels", all.data(), {files.size(), 3, how.crop, how.crop});
+        out.add("files", files);
+        out.close();
+        if (s->common.json) fmt::print("{{\"images\": {}, \"skipped\": {}, \"size\": {}}}\n", files.size(), skipped, how.crop);
+        else fmt::print("{} pictures of {} x {} pixels, {} skipped: {}\n", files.size(), how.crop, how.crop, skipped, s->out);
+    });
+}
+
+}  // namespace patchsae

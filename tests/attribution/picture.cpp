@@ -1,0 +1,152 @@
+// Overlays, sheets of images and charts.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <psae/attribution/chart.hpp>
+#include <psae/attribution/picture.hpp>
+#include <psae/io/numpy.hpp>
+
+namespace {
+
+psae::image gradient(std::size_t w, std::size_t h) {
+    psae::image out{w, h, std::vector<std::uint8_t>(w * h * 3)};
+    for (std::size_t y = 0; y < h; ++y)
+        for (std::size_t x = 0; x < w; ++x) {
+            std::uint8_t* p = out.rgb.data() + (y * w + x) * 3;
+            p[0] = static_cast<std::uint8_t>(60 + 195 * x / w), p[1] = static_cast<std::uint8_t>(60 + 195 * y / h),
+            p[2] = 120;
+        }
+    return out;
+}
+double brightness(const psae::image& in, std::size_t x, std::size_t y) {
+    const std::uint8_t* p = in.rgb.data() + (y * in.width + x) * 3;
+    return p[0] + p[1] + p[2];
+}
+
+}  // namespace
+
+TEST_CASE("the reference's darkening is reproduced") {
+    const auto golden = psae::read_npz(std::filesystem::path(PSAE_GOLDEN_DIR) / "pipeline" / "masks.npz");
+    const auto& shape = golden.at("overlay_image").shape;
+    const psae::image picture{shape[1], shape[0], psae::values<std::uint8_t>(golden.at("overlay_image"))};
+    const auto activations = psae::to_floats(golden.at("overlay_activations")),
+               means = psae::to_floats(golden.at("overlay_mean_acts"));
+    for (std::size_t f = 0; f < 6; ++f) {
+        INFO("latent " << f);
+        std::vector<float> map(14 * 14);
+        for (std::size_t p = 0; p < map.size(); ++p) map[p] = means[f] > 0.1f ? 0 : activations[(p + 1) * 6 + f];
+        const auto out = psae::mask_overlay_reference(picture, map, 14, 14);
+        const auto expected = psae::values<std::uint8_t>(golden.at("overlay_" + std::to_string(f)));
+        REQUIRE(expected.size() == out.rgb.size() / 3 * 4);
+        std::size_t wrong = 0;
+        for (std::size_t i = 0; i < expected.size() / 4; ++i)
+            for (std::size_t c = 0; c < 3; ++c) wrong += expected[4 * i + c] != out.rgb[3 * i + c];
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("the heat overlay tells silent, weak and strong patches apart") {
+    const auto picture = gradient(90, 60);
+    const std::vector<float> map = {0, 0.1f, 1, -3, std::numeric_limits<float>::quiet_NaN(), 0.5f};
+    const auto out = psae::heat_overlay(picture, map, 2, 3);
+    CHECK(out.width == 90);
+    CHECK(out.height == 60);
+    CHECK(brightness(out, 15, 15) < 0.4 * brightness(picture, 15, 15));
+    CHECK(brightness(out, 45, 15) > brightness(out, 15, 15) + 60);
+    CHECK(brightness(out, 75, 15) > brightness(out, 45, 15) + 60);
+    CHECK(brightness(out, 45, 45) < 0.4 * brightness(picture, 45, 45));
+    CHECK(brightness(out, 29, 29) < brightness(out, 30, 29));  // the border is where floor(i * in / out) says
+    CHECK_THROWS_AS(psae::heat_overlay(picture, map, 3, 3), psae::error);
+    CHECK_NOTHROW(psae::heat_overlay(picture, std::vector<float>(6), 2, 3));
+}
+
+TEST_CASE("a sheet of images has captions and keeps shapes") {
+    const std::vector<psae::image> images = {gradient(300, 100), gradient(20, 60), psae::image{}, gradient(1, 500)};
+    const std::vector<std::string> captions = {"0.53 cat", "a caption that is much too long for its cell",
+                                               "\xc3\xa4 unknown"};
+    const auto out = psae::thumbnail_grid(images, captions, {.columns = 3, .cell = 90, .gap = 6, .title = "latent 7"});
+    CHECK(out.width == 6 + 3 * 96);
+    CHECK(out.height == 6 + 26 + 2 * (90 + 14 + 6));
+    CHECK(brightness(out, 6 + 45, 32 + 10) == 3 * 236);  // above the wide picture
+    CHECK_THROWS_AS(psae::thumbnail_grid({}, {}), psae::error);
+    CHECK(psae::text_width("\xc3\xa4"
+                           "b",
+                           2) == 22);
+}
+
+TEST_CASE("charts hold any numbers") {
+    const double nan = std::numeric_limits<double>::quiet_NaN(), infinite = std::numeric_limits<double>::infinity();
+    for (const bool log : {false, true})
+        for (const std::vector<double>& y : {std::vector<double>{},
+                                             {0},
+                                             {1, 1, 1},
+                                             {nan, infinite, -infinite},
+                                             {-5, 0, 1e-30},
+                                             {1e300, -1e308, 1e299, -1e299, 3},
+                                             {1, 1 + 1e-15, 1},
+                                             {5, 7, 9}}) {
+            std::vector<double> x(y.size());
+            for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<double>(i);
+            for (const auto& c : {psae::line_plot("t", "x", "y", {{"a", x, y}}, {log, log}),
+                                  psae::scatter_plot("t", "x", "y", {{"a", x, y}}, {log, log})}) {
+                CHECK(psae::to_svg(c).find("nan") == std::string::npos);
+                CHECK(psae::to_image(c).width == 1440);
+            }
+        }
+    CHECK_THROWS_AS(psae::to_svg(psae::line_plot("", "", "", {{"a", {1, 2}, {1}}})), psae::error);
+    const auto escaped = psae::to_svg(psae::line_plot("a < b & c\x01", "", "", {}));
+    CHECK(escaped.find("a &lt; b &amp; c </text>") != std::string::npos);
+}
+
+TEST_CASE("tick labels are short") {
+    CHECK(psae::detail::number_text(0) == "0");
+    CHECK(psae::detail::number_text(0.25) == "0.25");
+    CHECK(psae::detail::number_text(-1200) == "-1200");
+    CHECK(psae::detail::number_text(0.001) == "0.001");
+    CHECK(psae::detail::number_text(1e-5) == "1e-5");
+    CHECK(psae::detail::number_text(250000) == "2.5e5");
+    CHECK(psae::detail::number_text(1e100) == "1e100");
+}
+
+// Written for the eye with PSAE_SHOW=folder.
+TEST_CASE("examples to look at", "[.show]") {
+    const char* folder = std::getenv("PSAE_SHOW");
+    if (folder == nullptr) return;
+    const std::filesystem::path to = folder;
+    const auto picture = psae::read_image(std::filesystem::path(PSAE_GOLDEN_DIR) / "preprocess" / "baseline_444.jpg");
+    std::vector<float> map(14 * 14);
+    for (std::size_t i = 0; i < map.size(); ++i) {
+        const double r = std::hypot(static_cast<double>(i / 14) - 5, static_cast<double>(i % 14) - 8);
+        map[i] = static_cast<float>(std::max(0.0, 3 - r * 0.7));
+    }
+    psae::write_png(to / "overlay.png", psae::heat_overlay(picture, map, 14, 14));
+    std::vector<psae::image> images(7, picture);
+    images[1] = gradient(40, 90);
+    images[2] = psae::heat_overlay(picture, map, 14, 14);
+    psae::write_png(
+        to / "grid.png",
+        psae::thumbnail_grid(
+            images,
+            std::vector<std::string>{"0.531 cat", "0.52 !\"#$%&'()*+,-./0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXY",
+                                     "Z[\\]^_`abcdefghijklmnopq", "rstuvwxyz{|}~:;<=>?@"},
+            {.columns = 4, .cell = 150, .gap = 10, .title = "latent 4711 - Reference images"}));
+    psae::series a{"train", {}, {}}, b{"validation", {}, {}}, s{"", {}, {}};
+    for (int i = 0; i <= 300; ++i) {
+        a.x.push_back(i * 100), a.y.push_back(0.9 * std::exp(-i / 60.0) + 0.08 + 0.01 * std::sin(i * 1.7));
+        if (i % 10 == 0) b.x.push_back(i * 100), b.y.push_back(0.9 * std::exp(-i / 60.0) + 0.11);
+    }
+    for (int i = 0; i < 3000; ++i)
+        s.x.push_back(std::pow(10.0, -5 * std::abs(std::sin(i * 12.9898)))),
+            s.y.push_back(std::pow(10.0, 2 * std::sin(i * 78.233) - 0.3 * std::log10(s.x.back())));
+    const auto line = psae::line_plot("Reconstruction loss", "step", "mean squared error", {a, b});
+    const auto scatter = psae::scatter_plot("Latents", "frequency of firing", "mean activation", {s}, {true, true});
+    psae::write_png(to / "line.png", psae::to_image(line));
+    psae::write_png(to / "scatter.png", psae::to_image(scatter));
+    psae::write_text(to / "line.svg", psae::to_svg(line));
+}
