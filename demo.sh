@@ -36,23 +36,26 @@ echo "== model"
 $patchsae info "$model"
 
 echo "== train"
-$patchsae train --model "$model" --images "$photos" --out "$sae" --expansion 16 --steps "${PSAE_DEMO_STEPS:-800}" \
-    --batch-tokens 2048 --seed 1
+$patchsae train --model "$model" --images "$photos" --out "$sae" --variant topk --k 32 --expansion 16 \
+    --steps "${PSAE_DEMO_STEPS:-600}" --batch-tokens 2048 --lr 1e-3 --warmup-steps 50 --seed 1
 
 echo "== latents"
 $patchsae latents --model "$model" --sae "$sae" --images "$photos" --out "$out/latents"
 
 echo "== masks"
-# For a few photos, the strongest latents of the patch in the middle, each drawn over the photo.
-for name in animals/birds/chicken animals/mammals/cats/cat vehicles/cars/car; do
-    photo=$(find "$photos" -name "$(basename "$name")*.png" | LC_ALL=C sort | head -n 1)
+# For a few photos, the three strongest latents of the patch in the middle, each drawn over the photo.
+found=""
+for name in chicken cat car; do
+    photo=$(find "$photos" -name "$name*.png" | LC_ALL=C sort | head -n 1)
     [[ -n $photo ]] || continue
-    $patchsae mask --model "$model" --sae "$sae" --image "$photo" --patch 7,7 --out "$out/masks/$(basename "$photo" .png)"
+    masks=$out/masks/$(basename "$photo" .png)
+    latents=$($patchsae mask --model "$model" --sae "$sae" --image "$photo" --patch 7,7 --top 3 --out "$masks" | cut -d " " -f 1)
+    # shellcheck disable=SC2086
+    $patchsae mask --model "$model" --sae "$sae" --image "$photo" --latent $latents --out "$masks"
+    found="$found $masks/"
 done
 
-echo "== report"
-$patchsae report --sae "$sae" --latents "$out/latents" --masks "$out/masks" --out "$out/report.html"
-
 echo
-echo "Open $out/report.html: curves of the training, the latents with their photos, and where in a photo they fire."
-$patchsae info "$out/latents" | tail -n 5
+$patchsae info "$sae"
+tail -n 1 "$sae/metrics.jsonl"
+echo "Open the pictures in$found (where in a photo its strongest latents fire), and $out/latents/latents.csv (every latent)."
