@@ -1,5 +1,5 @@
-// A new SAE: ReLU codes under a logarithmic penalty. The struct is the variant; gradients, sparse kernels and the trainer come
-// with it.
+// A new SAE: ReLU codes under a logarithmic penalty. The struct is the variant; gradients, sparse kernels and the
+// trainer come with it.
 #include <cmath>
 #include <cstdio>
 
@@ -7,8 +7,14 @@
 
 struct log_penalty {  // a pointwise function: value and derivative together
     double eps;
-    template <class T> PSAE_FN T value(T z) const { return std::log1p(z / T(eps)); }
-    template <class T> PSAE_FN psae::partials<T, 1> derivative(T z) const { return {{1 / (T(eps) + z)}}; }
+    template <class T>
+    PSAE_FN T value(T z) const {
+        return std::log1p(z / T(eps));
+    }
+    template <class T>
+    PSAE_FN psae::partials<T, 1> derivative(T z) const {
+        return {{1 / (T(eps) + z)}};
+    }
 };
 
 template <std::size_t d_in, std::size_t d_sae = psae::dyn, class T = float>
@@ -17,7 +23,8 @@ struct log_sae : psae::sae_parameters<d_in, d_sae, T> {
     auto loss(auto x) const {  // x: tokens [n, d_in]
         auto z = encode(x - this->b_dec, this->W_enc, this->b_enc, psae::relu{});
         auto x_hat = decode(z, this->W_dec, this->b_dec);
-        return term("mse", mean(square(x_hat - x))) + term("penalty", lambda * mean_over_tokens(sum(map(log_penalty{0.1}, z))));
+        return term("mse", mean(square(x_hat - x))) +
+               term("penalty", lambda * mean_over_tokens(sum(map(log_penalty{0.1}, z))));
     }
 };
 
@@ -29,7 +36,8 @@ int main() {
     for (double& v : few) v = random.normal();
     log_sae<8, 24, double> checked;
     checked.initialise(random);
-    const auto worst = psae::check_gradients(checked, [&](auto x) { return checked.loss(x); }, std::as_const(few).view());
+    const auto worst = psae::check_gradients(
+        checked, [&](auto x) { return checked.loss(x); }, std::as_const(few).view());
     std::printf("worst gradient error %.1e at %s\n", worst.error, worst.where.c_str());
 
     psae::tensor<float, psae::shape<256, 8>> tokens;

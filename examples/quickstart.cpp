@@ -19,8 +19,11 @@ int main() {
     for (int step = 0; step < 300; ++step) {
         for (std::size_t t = 0; t < tokens.rows(); ++t)
             for (int j = 0; j < 3; ++j)
-                for (std::size_t c = 0, f = random.below(24); c < 16; ++c) tokens(t, c) = directions(f, c) + (j ? tokens(t, c) : 0);
+                for (std::size_t c = 0, f = random.below(24); c < 16; ++c)
+                    tokens(t, c) = directions(f, c) + (j ? tokens(t, c) : 0);
         const auto m = run.step(std::as_const(tokens).view());
-        if (step % 100 == 99) std::printf("step %zu: loss %.4f, L0 %.1f, explained variance %.3f\n", m.step + 1, m.loss, m.l0, m.explained_variance);
+        if (step % 100 == 99)
+            std::printf("step %zu: loss %.4f, L0 %.1f, explained variance %.3f\n", m.step + 1, m.loss, m.l0,
+                        m.explained_variance);
     }
 }

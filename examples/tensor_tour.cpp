@@ -1,4 +1,5 @@
-// A tour of tensors and expressions: shapes known to the compiler, nothing computed before it is assigned, no hidden copies.
+// A tour of tensors and expressions: shapes known to the compiler, nothing computed before it is assigned, no hidden
+// copies.
 #include <cstdio>
 
 #include <psae/psae.hpp>
@@ -19,7 +20,8 @@ int main() {
     assign(device, y, square(centred) * 2);
     std::printf("y(2, 3) = %g\n", double(y(2, 3)));
 
-    // Shape errors that the compiler can see do not compile (tests/compile_fail); the others throw and name both shapes.
+    // Shape errors that the compiler can see do not compile (tests/compile_fail); the others throw and name both
+    // shapes.
     tensor<float, shape<dyn, 4>> two_rows{shape<dyn, 4>{2}};
     try {
         assign(device, y, x + two_rows);

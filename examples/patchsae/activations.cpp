@@ -9,25 +9,29 @@ std::vector<float> read_activations(const std::string& path, std::size_t& d) {
     d = a.shape.back();
     auto x = psae::to_floats(a);
     for (std::size_t i = 0; i < x.size(); ++i)
-        if (!std::isfinite(x[i])) throw psae::error("activation is not finite", path + ", row " + std::to_string(i / d) + ", column " + std::to_string(i % d));
+        if (!std::isfinite(x[i]))
+            throw psae::error("activation is not finite",
+                              path + ", row " + std::to_string(i / d) + ", column " + std::to_string(i % d));
     return x;
 }
 
-std::size_t each_image_tokens(const image_options& options, const psae::cpu& device,
-                              const std::function<void(const psae::vision_tower&, const psae::image_list&, const std::vector<float>&,
-                                                       const std::vector<std::size_t>&)>& f) {
+std::size_t each_image_tokens(
+    const image_options& options, const psae::cpu& device,
+    const std::function<void(const psae::vision_tower&, const psae::image_list&, const std::vector<float>&,
+                             const std::vector<std::size_t>&)>& f) {
     const auto tower = psae::load_clip_vision(options.model);
     const auto how = psae::read_preprocessing(options.model, tower->image_size());
     const auto list = list_images(options);
     const std::size_t layer = tower->hidden_index(options.layer);
     psae::arena<> scratch;
-    return each_batch(list, options, how, device, 8, [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
-        scratch.reset();
-        std::vector<float> x(which.size() * tower->tokens() * tower->width());
-        tower->embed(device, scratch, pixels.data(), which.size(), x.data());
-        tower->run(device, scratch, x.data(), which.size(), 0, layer);
-        f(*tower, list, x, which);
-    });
+    return each_batch(list, options, how, device, 8,
+                      [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
+                          scratch.reset();
+                          std::vector<float> x(which.size() * tower->tokens() * tower->width());
+                          tower->embed(device, scratch, pixels.data(), which.size(), x.data());
+                          tower->run(device, scratch, x.data(), which.size(), 0, layer);
+                          f(*tower, list, x, which);
+                      });
 }
 
 }  // namespace patchsae

@@ -5,13 +5,14 @@
 
 namespace patchsae {
 
-// Rows [N, d] of an .npy (any leading extents are flattened), or the array tokens of an .npz. Throws if a value is not finite.
+// Rows [N, d] of an .npy (any leading extents are flattened), or the array tokens of an .npz. Throws if a value is not
+// finite.
 std::vector<float> read_activations(const std::string& path, std::size_t& d);
 
-// The tokens of the hooked layer for all pictures, batch by batch: f(tower, list, tokens [count * T, d], indices of the pictures).
-// Returns the number of pictures skipped.
+// The tokens of the hooked layer for all pictures, batch by batch: f(tower, list, tokens [count * T, d], indices of the
+// pictures). Returns the number of pictures skipped.
 std::size_t each_image_tokens(const image_options& options, const psae::cpu& device,
-                              const std::function<void(const psae::vision_tower&, const psae::image_list&, const std::vector<float>&,
-                                                       const std::vector<std::size_t>&)>& f);
+                              const std::function<void(const psae::vision_tower&, const psae::image_list&,
+                                                       const std::vector<float>&, const std::vector<std::size_t>&)>& f);
 
 }  // namespace patchsae

@@ -12,13 +12,15 @@ struct state {
 };
 
 // A float array of a file, its trailing extents as expected; returns the leading extent.
-std::size_t read_batch(const std::string& path, const char* name, const std::vector<std::size_t>& inner, std::vector<float>& values) {
+std::size_t read_batch(const std::string& path, const char* name, const std::vector<std::size_t>& inner,
+                       std::vector<float>& values) {
     const auto a = psae::read_npz(path, name);
     auto shape = a.shape;
     const std::size_t count = shape.empty() ? 0 : shape.front();
     if (!shape.empty()) shape.erase(shape.begin());
     if (shape != inner || count == 0)
-        throw psae::error("array has another shape", path + ", array " + name, "expected [N] x " + psae::shape_text(inner) + ", found " + psae::shape_text(a.shape));
+        throw psae::error("array has another shape", path + ", array " + name,
+                          "expected [N] x " + psae::shape_text(inner) + ", found " + psae::shape_text(a.shape));
     values = psae::to_floats(a);
     return count;
 }
@@ -41,7 +43,8 @@ void run(const state& s) {
         tower->run(device, scratch, x.data(), count, 0, layer);
         if (!replacement.empty()) {
             if (replacement.size() < (done + count) * T * d)
-                throw psae::error("fewer replacement tokens than pictures", s.replace, "at least " + std::to_string(done + count) + " pictures");
+                throw psae::error("fewer replacement tokens than pictures", s.replace,
+                                  "at least " + std::to_string(done + count) + " pictures");
             std::copy_n(replacement.begin() + std::ptrdiff_t(done * T * d), count * T * d, x.begin());
         }
         tokens.insert(tokens.end(), x.begin(), x.end());
@@ -60,13 +63,14 @@ void run(const state& s) {
         labels.assign(count, -1);
     } else {
         const auto list = list_images(s.images);
-        skipped = each_batch(list, s.images, how, device, s.batch, [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
-            forward(pixels.data(), which.size());
-            for (const std::size_t i : which) {
-                files.push_back(list.files[i].string());
-                labels.push_back(list.labels[i]);
-            }
-        });
+        skipped = each_batch(list, s.images, how, device, s.batch,
+                             [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
+                                 forward(pixels.data(), which.size());
+                                 for (const std::size_t i : which) {
+                                     files.push_back(list.files[i].string());
+                                     labels.push_back(list.labels[i]);
+                                 }
+                             });
     }
     psae::npz_writer out(s.out);
     out.add("tokens", tokens.data(), {done, T, d});
@@ -74,14 +78,20 @@ void run(const state& s) {
     out.add("files", files);
     out.add("labels", labels);
     out.close();
-    if (s.common.json) fmt::print("{{\"images\": {}, \"skipped\": {}, \"layer\": {}, \"tokens\": {}, \"width\": {}}}\n", done, skipped, layer, T, d);
-    else fmt::print("{} pictures, {} skipped: hidden state {} [{}, {}, {}] in {}\n", done, skipped, layer, done, T, d, s.out);
+    if (s.common.json)
+        fmt::print("{{\"images\": {}, \"skipped\": {}, \"layer\": {}, \"tokens\": {}, \"width\": {}}}\n", done, skipped,
+                   layer, T, d);
+    else
+        fmt::print("{} pictures, {} skipped: hidden state {} [{}, {}, {}] in {}\n", done, skipped, layer, done, T, d,
+                   s.out);
 }
 
 }  // namespace
 
 void add_embed(CLI::App& app) {
-    auto* sub = app.add_subcommand("embed", "ViT forward: tokens of a layer and image embeddings\n  patchsae embed --model data/tiny-clip --images photos --out tokens.npz");
+    auto* sub = app.add_subcommand("embed",
+                                   "ViT forward: tokens of a layer and image embeddings\n  patchsae embed --model "
+                                   "data/tiny-clip --images photos --out tokens.npz");
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub);

@@ -26,7 +26,8 @@ void run(const state& s) {
             const auto z = encode_rows(device, scratch, sae, x + first * sae.d_in, std::min(rows, n - first));
             data.insert(data.end(), z.value, z.value + z.entries());
             indices.insert(indices.end(), z.latent, z.latent + z.entries());
-            for (std::size_t t = 0; t < z.tokens; ++t) indptr.push_back(indptr.back() + std::int64_t(z.offsets[t + 1] - z.offsets[t]));
+            for (std::size_t t = 0; t < z.tokens; ++t)
+                indptr.push_back(indptr.back() + std::int64_t(z.offsets[t + 1] - z.offsets[t]));
         }
     };
     if (!s.activations.empty()) {
@@ -35,10 +36,12 @@ void run(const state& s) {
         require_fit(sae, s.sae, d, s.activations);
         add(rows.data(), rows.size() / d);
     } else {
-        each_image_tokens(s.images, device, [&](const psae::vision_tower& tower, const psae::image_list&, const std::vector<float>& tokens, const std::vector<std::size_t>&) {
-            require_fit(sae, s.sae, tower.width(), s.images.model);
-            add(tokens.data(), tokens.size() / sae.d_in);
-        });
+        each_image_tokens(s.images, device,
+                          [&](const psae::vision_tower& tower, const psae::image_list&,
+                              const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+                              require_fit(sae, s.sae, tower.width(), s.images.model);
+                              add(tokens.data(), tokens.size() / sae.d_in);
+                          });
     }
     const std::size_t rows = indptr.size() - 1;
     psae::write_scipy_csr(s.out, data, indices, indptr, rows, sae.d_sae);
@@ -50,7 +53,9 @@ void run(const state& s) {
 }  // namespace
 
 void add_encode(CLI::App& app) {
-    auto* sub = app.add_subcommand("encode", "codes of activations or pictures, as SciPy CSR\n  patchsae encode --sae run --activations x.npy --out codes.npz");
+    auto* sub = app.add_subcommand("encode",
+                                   "codes of activations or pictures, as SciPy CSR\n  patchsae encode --sae run "
+                                   "--activations x.npy --out codes.npz");
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
@@ -58,7 +63,8 @@ void add_encode(CLI::App& app) {
     sub->add_option("--activations", s->activations, ".npy [N,d] or an .npz with tokens");
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s] {
-        if (s->activations.empty() && (s->images.images.empty() || s->images.model.empty())) throw CLI::RequiredError("--activations, or --model and --images");
+        if (s->activations.empty() && (s->images.images.empty() || s->images.model.empty()))
+            throw CLI::RequiredError("--activations, or --model and --images");
         run(*s);
     });
 }

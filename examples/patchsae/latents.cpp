@@ -22,15 +22,19 @@ void run(const state& s) {
     psae::arena<> scratch;
     std::vector<std::string> files;
     std::vector<std::int64_t> labels;
-    const std::size_t skipped = each_image_tokens(s.images, device, [&](const psae::vision_tower& tower, const psae::image_list& list, const std::vector<float>& tokens, const std::vector<std::size_t>& which) {
-        require_fit(sae, s.sae, tower.width(), s.images.model);
-        scratch.reset();
-        builder.add(encode_rows(device, scratch, sae, tokens.data(), which.size() * tower.tokens()), tower.tokens());
-        for (const std::size_t i : which) {
-            files.push_back(list.files[i].string());
-            labels.push_back(list.labels[i]);
-        }
-    });
+    const std::size_t skipped = each_image_tokens(
+        s.images, device,
+        [&](const psae::vision_tower& tower, const psae::image_list& list, const std::vector<float>& tokens,
+            const std::vector<std::size_t>& which) {
+            require_fit(sae, s.sae, tower.width(), s.images.model);
+            scratch.reset();
+            builder.add(encode_rows(device, scratch, sae, tokens.data(), which.size() * tower.tokens()),
+                        tower.tokens());
+            for (const std::size_t i : which) {
+                files.push_back(list.files[i].string());
+                labels.push_back(list.labels[i]);
+            }
+        });
     const auto summary = builder.finish(labels);
     const std::filesystem::path out(s.out);
     std::filesystem::create_directories(out);
@@ -48,24 +52,34 @@ void run(const state& s) {
     npz.add("files", files);
     npz.add("labels", labels);
     npz.close();
-    std::string csv = "latent,token_frequency,mean_activation,max_activation,image_frequency,label_entropy,label_std,top_image,top_value\n";
+    std::string csv =
+        "latent,token_frequency,mean_activation,max_activation,image_frequency,label_entropy,label_std,top_image,top_"
+        "value\n";
     std::size_t alive = 0;
     for (std::size_t f = 0; f < summary.latents; ++f) {
         alive += summary.token_frequency[f] > 0;
         const std::int32_t best = s.top == 0 ? -1 : summary.top_images[f * s.top];
-        csv += fmt::format("{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{:.6g}\n", f, summary.token_frequency[f], summary.mean_activation[f], summary.max_activation[f],
-                           summary.image_frequency[f], summary.label_entropy[f], summary.label_std[f], best < 0 ? "" : "\"" + files[std::size_t(best)] + "\"",
+        csv += fmt::format("{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{:.6g}\n", f, summary.token_frequency[f],
+                           summary.mean_activation[f], summary.max_activation[f], summary.image_frequency[f],
+                           summary.label_entropy[f], summary.label_std[f],
+                           best < 0 ? "" : "\"" + files[std::size_t(best)] + "\"",
                            best < 0 ? 0.0f : summary.top_values[f * s.top]);
     }
     psae::write_text(out / "latents.csv", csv);
-    if (s.common.json) fmt::print("{{\"images\": {}, \"skipped\": {}, \"latents\": {}, \"alive\": {}}}\n", summary.images, skipped, summary.latents, alive);
-    else fmt::print("{} of {} latents fire on {} pictures ({} skipped): {}\n", alive, summary.latents, summary.images, skipped, s.out);
+    if (s.common.json)
+        fmt::print("{{\"images\": {}, \"skipped\": {}, \"latents\": {}, \"alive\": {}}}\n", summary.images, skipped,
+                   summary.latents, alive);
+    else
+        fmt::print("{} of {} latents fire on {} pictures ({} skipped): {}\n", alive, summary.latents, summary.images,
+                   skipped, s.out);
 }
 
 }  // namespace
 
 void add_latents(CLI::App& app) {
-    auto* sub = app.add_subcommand("latents", "per-latent summary of a data set\n  patchsae latents --model data/tiny-clip --sae run --images photos --out summary");
+    auto* sub = app.add_subcommand("latents",
+                                   "per-latent summary of a data set\n  patchsae latents --model data/tiny-clip --sae "
+                                   "run --images photos --out summary");
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub);

@@ -3,7 +3,9 @@
 namespace patchsae {
 
 void add_preprocess(CLI::App& app) {
-    auto* sub = app.add_subcommand("preprocess", "CLIP's preprocessing of pictures\n  patchsae preprocess --model data/tiny-clip --images photos --out pixels.npz");
+    auto* sub = app.add_subcommand("preprocess",
+                                   "CLIP's preprocessing of pictures\n  patchsae preprocess --model data/tiny-clip "
+                                   "--images photos --out pixels.npz");
     struct state {
         common_options common;
         image_options images;
@@ -21,16 +23,21 @@ void add_preprocess(CLI::App& app) {
         const psae::cpu device(s->common.threads);
         std::vector<float> all;
         std::vector<std::string> files;
-        const std::size_t skipped = each_batch(list, s->images, how, device, 64, [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
-            all.insert(all.end(), pixels.begin(), pixels.end());
-            for (const std::size_t i : which) files.push_back(list.files[i].string());
-        });
+        const std::size_t skipped =
+            each_batch(list, s->images, how, device, 64,
+                       [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
+                           all.insert(all.end(), pixels.begin(), pixels.end());
+                           for (const std::size_t i : which) files.push_back(list.files[i].string());
+                       });
         psae::npz_writer out(s->out);
         out.add("pixels", all.data(), {files.size(), 3, how.crop, how.crop});
         out.add("files", files);
         out.close();
-        if (s->common.json) fmt::print("{{\"images\": {}, \"skipped\": {}, \"size\": {}}}\n", files.size(), skipped, how.crop);
-        else fmt::print("{} pictures of {} x {} pixels, {} skipped: {}\n", files.size(), how.crop, how.crop, skipped, s->out);
+        if (s->common.json)
+            fmt::print("{{\"images\": {}, \"skipped\": {}, \"size\": {}}}\n", files.size(), skipped, how.crop);
+        else
+            fmt::print("{} pictures of {} x {} pixels, {} skipped: {}\n", files.size(), how.crop, how.crop, skipped,
+                       s->out);
     });
 }
 

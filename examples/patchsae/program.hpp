@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <psae/cpu/encode.hpp>
 #include <psae/io/dataset.hpp>
@@ -47,14 +47,17 @@ std::optional<psae::image> try_read(const std::filesystem::path& file, const ima
 
 // Pictures in order, decoded and preprocessed in batches; unreadable ones are reported, counted and left out.
 // f(pixels of `count` pictures [count, 3, S, S], their indices in the list).
-std::size_t each_batch(const psae::image_list& list, const image_options& options, const psae::preprocessing& how, const psae::cpu& device,
-                       std::size_t batch, const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f);
+std::size_t each_batch(const psae::image_list& list, const image_options& options, const psae::preprocessing& how,
+                       const psae::cpu& device, std::size_t batch,
+                       const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f);
 
 // Codes of rows x [n, d_in] under a trained SAE, in memory of the arena.
-psae::codes_view<float> encode_rows(const psae::cpu& device, psae::arena<>& scratch, const psae::sae_weights& sae, const float* x, std::size_t n);
+psae::codes_view<float> encode_rows(const psae::cpu& device, psae::arena<>& scratch, const psae::sae_weights& sae,
+                                    const float* x, std::size_t n);
 
 // Refuses an SAE whose d_in is not the model's width.
-void require_fit(const psae::sae_weights& sae, const std::string& sae_path, std::size_t width, const std::string& model_path);
+void require_fit(const psae::sae_weights& sae, const std::string& sae_path, std::size_t width,
+                 const std::string& model_path);
 
 // Subcommands: each adds itself to the program.
 using runner = std::function<void()>;

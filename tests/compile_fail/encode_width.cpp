@@ -10,4 +10,6 @@ struct wrong : psae::sae_parameters<8, 16> {
 #endif
     }
 };
-void f(psae::tape<psae::cpu>& t, wrong& w, psae::view<const float, psae::shape<psae::dyn, 8>> x) { (void)w.loss(t.input(x)); }
+void f(psae::tape<psae::cpu>& t, wrong& w, psae::view<const float, psae::shape<psae::dyn, 8>> x) {
+    (void)w.loss(t.input(x));
+}

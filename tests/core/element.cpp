@@ -20,8 +20,8 @@ double half_by_definition(std::uint16_t bits) {
     return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-// For each finite value of the format but the last: halfway to its neighbour rounds to the even one, and the floats beside
-// halfway round to the nearer one; in both signs. The number of values for which that fails.
+// For each finite value of the format but the last: halfway to its neighbour rounds to the even one, and the floats
+// beside halfway round to the nearer one; in both signs. The number of values for which that fails.
 template <class Element, class Round>
 int wrong_roundings(std::uint32_t infinity_bits, Round round) {
     int wrong = 0;
@@ -29,7 +29,8 @@ int wrong_roundings(std::uint32_t infinity_bits, Round round) {
         const float low = widen(Element{static_cast<std::uint16_t>(bits)});
         const float high = widen(Element{static_cast<std::uint16_t>(bits + 1)});
         const float middle = static_cast<float>((static_cast<double>(low) + high) / 2);
-        if (!(low < middle && middle < high)) continue;  // two neighbouring floats (the smallest bf16) have none between
+        if (!(low < middle && middle < high))
+            continue;  // two neighbouring floats (the smallest bf16) have none between
         const std::uint32_t even = bits % 2 == 0 ? bits : bits + 1;
         for (const std::uint32_t sign : {0u, 0x8000u}) {
             const float s = sign ? -1.0f : 1.0f;

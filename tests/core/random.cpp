@@ -16,8 +16,8 @@ namespace {
 
 using words = std::array<std::uint32_t, 4>;
 
-// Philox4x32-10 written down a second time, after the paper, with the whole counter: the stream reaches only counters whose
-// upper half is zero, so it is compared with this, and this with the published vectors.
+// Philox4x32-10 written down a second time, after the paper, with the whole counter: the stream reaches only counters
+// whose upper half is zero, so it is compared with this, and this with the published vectors.
 words philox(words c, std::array<std::uint32_t, 2> k) {
     for (int round = 0; round < 10; ++round) {
         const std::uint64_t p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];
@@ -51,8 +51,9 @@ TEST_CASE("the stream is Philox with the seed as key and the position as counter
     for (const std::uint64_t seed : {0ull, 1ull, 0x299f31d0a4093822ull, ~0ull}) {
         for (const std::uint64_t block : {0ull, 1ull, 0xffffffffull, 0x100000000ull, (1ull << 62) - 1}) {
             random_stream s(seed, block * 4);
-            CHECK(next_four(s) == philox({static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), 0, 0},
-                                         {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}));
+            CHECK(next_four(s) ==
+                  philox({static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), 0, 0},
+                         {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}));
         }
     }
 }

@@ -34,7 +34,8 @@ static_assert(!std::is_convertible_v<device_view, matrix_view>);
 static_assert(!std::is_convertible_v<matrix_view, view<double, shape<dyn, 4>>>, "elements are not converted by a view");
 static_assert(!std::is_convertible_v<matrix_view, view<float, shape<dyn, 5>>>);
 static_assert(!std::is_convertible_v<matrix_view, view<float, shape<dyn>>>);
-static_assert(!std::is_copy_constructible_v<matrix> && !std::is_copy_assignable_v<matrix>, "copies are explicit: clone()");
+static_assert(!std::is_copy_constructible_v<matrix> && !std::is_copy_assignable_v<matrix>,
+              "copies are explicit: clone()");
 static_assert(std::is_nothrow_move_constructible_v<matrix> && std::is_nothrow_move_assignable_v<matrix>);
 
 matrix counted(std::size_t rows) {

@@ -19,7 +19,8 @@ std::filesystem::path scratch(const std::string& name) {
 
 // The expected values as doubles, whatever form they have in the JSON file.
 void collect(const rapidjson::Value& v, std::vector<double>& out) {
-    if (v.IsArray()) for (const auto& e : v.GetArray()) collect(e, out);
+    if (v.IsArray())
+        for (const auto& e : v.GetArray()) collect(e, out);
     else if (v.IsBool()) out.push_back(v.GetBool());
     else if (v.IsString()) out.push_back(std::strtod(v.GetString(), nullptr));
     else out.push_back(v.IsUint64() ? double(v.GetUint64()) : v.IsInt64() ? double(v.GetInt64()) : v.GetDouble());
@@ -50,7 +51,8 @@ TEST_CASE("npy files of numpy are read exactly") {
             continue;
         }
         const auto* hex = find_member(m.value, "values_c_order_f64_hex");
-        if (hex == nullptr && find_member(m.value, "values_c_order") == nullptr) continue;  // only its shape is recorded
+        if (hex == nullptr && find_member(m.value, "values_c_order") == nullptr)
+            continue;  // only its shape is recorded
         collect(hex != nullptr ? *hex : m.value["values_c_order"], want);
         CHECK(values<double>(a) == want);
         ++compared;
@@ -67,7 +69,8 @@ TEST_CASE("npz files are read, stored and compressed") {
             CHECK_THROWS_AS(read_npz(formats / "numpy" / "stored.npz", name), error);
             continue;
         }
-        const auto stored = read_npz(formats / "numpy" / "stored.npz", name), compressed = read_npz(formats / "numpy" / "compressed.npz", name);
+        const auto stored = read_npz(formats / "numpy" / "stored.npz", name),
+                   compressed = read_npz(formats / "numpy" / "compressed.npz", name);
         CHECK(stored.data == compressed.data);
         CHECK(stored.strings == compressed.strings);
         ++compared;
@@ -85,7 +88,8 @@ TEST_CASE("safetensors of every element type are read exactly") {
         const auto got = convert_elements<double>(e.type, file.data(e), e.bytes / size_of(e.type));
         const auto want = values<double>(expected.at(e.name));
         REQUIRE(got.size() == want.size());
-        for (std::size_t i = 0; i < got.size(); ++i) CHECK((got[i] == want[i] || (got[i] != got[i] && want[i] != want[i])));
+        for (std::size_t i = 0; i < got.size(); ++i)
+            CHECK((got[i] == want[i] || (got[i] != got[i] && want[i] != want[i])));
         ++compared;
     }
     CHECK(compared > 8);
@@ -114,7 +118,8 @@ TEST_CASE("hostile files are refused with an error") {
         else if (name.starts_with("refuse/index/")) attempt([&] { safetensors_directory files(path.parent_path()); });
         else if (name.ends_with(".npy")) attempt([&] { read_npy(path); });
         else if (name.ends_with(".npz")) attempt([&] { read_npz(path); });
-        else if (name == "refuse/json/not_utf8/cfg.json" || name == "refuse/json/truncated/cfg.json") attempt([&] { read_json(path); });
+        else if (name == "refuse/json/not_utf8/cfg.json" || name == "refuse/json/truncated/cfg.json")
+            attempt([&] { read_json(path); });
     }
     CHECK(refused > 50);
 }
@@ -138,7 +143,8 @@ TEST_CASE("what is written is read back") {
 
     const auto weights = scratch("round.safetensors");
     const std::vector<std::uint32_t> counts{3, 4, 5};
-    write_safetensors(weights, {to_write("x", {3, 2}, x.data()), to_write("counts", {3}, counts.data())}, {{"made", "here"}});
+    write_safetensors(weights, {to_write("x", {3, 2}, x.data()), to_write("counts", {3}, counts.data())},
+                      {{"made", "here"}});
     const safetensors_file file(weights);
     CHECK(file.read("x", {3, 2}) == x);
     CHECK(file.read<std::uint32_t>("counts", {3}) == counts);

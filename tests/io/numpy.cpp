@@ -73,7 +73,8 @@ TEST_CASE("integer arrays are read exactly, from npy and from npz") {
         ++compared;
     }
     CHECK(compared >= 10);
-    CHECK(read_npy(formats / "numpy" / "strings.npy").strings == std::vector<std::string>{"ab", "\xc3\xbc\xe2\x98\x83"});
+    CHECK(read_npy(formats / "numpy" / "strings.npy").strings ==
+          std::vector<std::string>{"ab", "\xc3\xbc\xe2\x98\x83"});
 }
 
 TEST_CASE("arrays of every kind come back, stored and deflated") {
@@ -93,9 +94,10 @@ TEST_CASE("arrays of every kind come back, stored and deflated") {
         out.add("zeros", std::vector<std::int32_t>(100000));
         out.add("gr\xc3\xbc\xc3\x9f", std::vector<std::uint8_t>{7});
         out.add("no strings", std::vector<std::string>{});
-        out.add("strings", std::vector<std::string>{"", std::string("a\0b", 3), "\xf0\x9f\x90\x9f", "bad \xff\xc0\xaf byte"});
-        CHECK_THROWS_AS(out.add("x", x), error);                                        // the name is taken
-        CHECK_THROWS_AS(out.add("y", std::span<const float>(x), {2, 2}), error);        // six elements, not four
+        out.add("strings",
+                std::vector<std::string>{"", std::string("a\0b", 3), "\xf0\x9f\x90\x9f", "bad \xff\xc0\xaf byte"});
+        CHECK_THROWS_AS(out.add("x", x), error);                                  // the name is taken
+        CHECK_THROWS_AS(out.add("y", std::span<const float>(x), {2, 2}), error);  // six elements, not four
         CHECK_THROWS_AS(out.add("y", x.data(), {std::size_t{1} << 62, 1u << 10}), error);
         CHECK_FALSE(std::filesystem::exists(path));  // not before close
         out.close();
@@ -113,17 +115,19 @@ TEST_CASE("arrays of every kind come back, stored and deflated") {
         CHECK(back.at("no strings").shape == std::vector<std::size_t>{0});
         const std::string unknown = "\xef\xbf\xbd";  // U+FFFD
         CHECK(back.at("strings").strings == std::vector<std::string>{"", std::string("a\0b", 3), "\xf0\x9f\x90\x9f",
-                                                                 "bad " + unknown + unknown + unknown + " byte"});
+                                                                     "bad " + unknown + unknown + unknown + " byte"});
         CHECK_THROWS_AS(values<float>(back.at("strings")), error);
     }
-    CHECK(std::filesystem::file_size(folder.path / "deflated.npz") < std::filesystem::file_size(folder.path / "stored.npz"));
+    CHECK(std::filesystem::file_size(folder.path / "deflated.npz") <
+          std::filesystem::file_size(folder.path / "stored.npz"));
     { npz_writer dropped(folder.path / "dropped.npz"); }
     for (const auto& file : std::filesystem::directory_iterator(folder.path))  // no temporary file stays
         CHECK((file.path().filename() == "stored.npz" || file.path().filename() == "deflated.npz"));
 }
 
 TEST_CASE("numbers do not wrap around") {
-    CHECK(values<std::uint8_t>(array_of<std::int64_t>(element_type::i64, {0, 255})) == std::vector<std::uint8_t>{0, 255});
+    CHECK(values<std::uint8_t>(array_of<std::int64_t>(element_type::i64, {0, 255})) ==
+          std::vector<std::uint8_t>{0, 255});
     CHECK_THROWS_AS(values<std::uint8_t>(array_of<std::int64_t>(element_type::i64, {256})), error);
     CHECK_THROWS_AS(values<std::uint32_t>(array_of<std::int8_t>(element_type::i8, {-1})), error);
     CHECK_THROWS_AS(values<std::int64_t>(array_of<std::uint64_t>(element_type::u64, {std::uint64_t{1} << 63})), error);
@@ -175,7 +179,10 @@ TEST_CASE("cuts and flipped bytes of an npz or npy lead to its arrays or an erro
             std::string bytes = whole;
             bytes[i] = static_cast<char>(bytes[i] ^ 0x81);
             spill(damaged, bytes);
-            try { read_npz(damaged); } catch (const error&) {}
+            try {
+                read_npz(damaged);
+            } catch (const error&) {
+            }
         }
     }
     const std::string npy = slurp(formats / "numpy" / "fortran_be_f8.npy");
@@ -185,7 +192,10 @@ TEST_CASE("cuts and flipped bytes of an npz or npy lead to its arrays or an erro
         std::string bytes = npy;
         bytes[i] = static_cast<char>(bytes[i] ^ 0x81);
         spill(damaged, bytes);
-        try { read_npy(damaged); } catch (const error&) {}
+        try {
+            read_npy(damaged);
+        } catch (const error&) {
+        }
     }
 }
 
@@ -197,7 +207,8 @@ TEST_CASE("zip entries that share bytes are refused") {
     out.add("b", std::vector<float>{1, 2, 3});
     out.close();
     std::string bytes = slurp(path);
-    const std::size_t second = bytes.rfind("b.npy");  // in the directory; its zip64 field ends with the offset of the entry
+    const std::size_t second =
+        bytes.rfind("b.npy");  // in the directory; its zip64 field ends with the offset of the entry
     for (std::size_t i = 0; i < 8; ++i) bytes[second + 5 + 4 + 16 + i] = 0;
     spill(path, bytes);
     try {

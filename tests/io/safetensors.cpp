@@ -20,7 +20,8 @@ const std::filesystem::path formats = std::filesystem::path(PSAE_GOLDEN_DIR) / "
 
 // A folder that goes with the test.
 struct scratch_folder {
-    std::filesystem::path path = std::filesystem::temp_directory_path() / ("psae_safetensors_" + std::to_string(::getpid()));
+    std::filesystem::path path =
+        std::filesystem::temp_directory_path() / ("psae_safetensors_" + std::to_string(::getpid()));
     scratch_folder() { std::filesystem::create_directories(path); }
     ~scratch_folder() { std::filesystem::remove_all(path); }
 };
@@ -134,8 +135,8 @@ TEST_CASE("shards are read through their index, and only inside the folder") {
     CHECK_FALSE(weights.contains("c"));
     CHECK_THROWS_AS(weights.read("c", {1}), error);
     for (const char* bad : {R"({"weight_map": {"a": "../one.safetensors"}})", R"({"weight_map": {"a": ".."}})",
-                            R"({"weight_map": {"a": ""}})", R"({"weight_map": {"a": 1}})", R"({"weight_map": []})", "[]", "{}", "",
-                            R"({"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}})"}) {
+                            R"({"weight_map": {"a": ""}})", R"({"weight_map": {"a": 1}})", R"({"weight_map": []})",
+                            "[]", "{}", "", R"({"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}})"}) {
         INFO(bad);
         write_text(index, bad);
         CHECK_THROWS_AS(safetensors_directory(folder.path), error);
@@ -155,13 +156,17 @@ TEST_CASE("cuts and flipped bytes of a header lead to tensors or an error") {
         std::string bytes = whole;
         bytes[i] = static_cast<char>(bytes[i] ^ 0x12);
         spill(damaged, bytes);
-        try { safetensors_file file(damaged); } catch (const error&) {}
+        try {
+            safetensors_file file(damaged);
+        } catch (const error&) {
+        }
     }
     const std::string tensor = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
     spill(damaged, with_header("{" + tensor + "}", 4));
     CHECK(safetensors_file(damaged).contains("a"));
-    for (const std::string& rest : {std::string(R"(,"__metadata__":{"x":"1"},"__metadata__":{"y":"2"}})"),
-                                    std::string(R"(,"__metadata__":{"x":"1","x":"2"}})"), std::string("}\0}", 3), std::string("} 1")}) {
+    for (const std::string& rest :
+         {std::string(R"(,"__metadata__":{"x":"1"},"__metadata__":{"y":"2"}})"),
+          std::string(R"(,"__metadata__":{"x":"1","x":"2"}})"), std::string("}\0}", 3), std::string("} 1")}) {
         const std::string header = "{" + tensor + rest;
         INFO(header);
         spill(damaged, with_header(header, 4));
@@ -180,7 +185,8 @@ TEST_CASE("hostile configurations are refused and the errors name file and key")
     CHECK(message_of([&] { json_size(wrong, "d_sae", path.string()); }).find("-8") != std::string::npos);
     CHECK(message_of([&] { json_size(wrong, "d_out", path.string()); }).find("missing") != std::string::npos);
     CHECK(json_size(wrong, "d_out", 7, path.string()) == 7);
-    CHECK_THROWS_AS(parse_json("[" + std::string(json_depth_limit, '[') + std::string(json_depth_limit, ']') + "]", "text"), error);
+    CHECK_THROWS_AS(
+        parse_json("[" + std::string(json_depth_limit, '[') + std::string(json_depth_limit, ']') + "]", "text"), error);
     CHECK(parse_json(R"({"brackets in strings": "[[[[\"[[[["})", "text").IsObject());
     CHECK(parse_json(std::string(json_depth_limit, '[') + std::string(json_depth_limit, ']'), "text").IsArray());
     CHECK_THROWS_AS(parse_json(std::string_view("{}\0x", 4), "text"), error);

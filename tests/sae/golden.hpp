@@ -38,7 +38,8 @@ double difference(const A& a, const B& b) {
 
 // Fills the parameters of a variant from arrays W_enc [d, F], b_enc, `decoder` [F, d], b_dec.
 template <class Variant>
-void set_parameters(Variant& sae, const arrays& a, const std::string& decoder = "W_dec", const std::string& prefix = "") {
+void set_parameters(Variant& sae, const arrays& a, const std::string& decoder = "W_dec",
+                    const std::string& prefix = "") {
     const std::size_t d = sae.inputs(), latents = sae.latents();
     const auto copy = [](auto& p, const std::vector<float>& from) { std::copy(from.begin(), from.end(), p.data()); };
     copy(sae.W_enc, transposed(floats(a, prefix + "W_enc"), d, latents));

@@ -18,7 +18,8 @@ struct run_result {
 
 // Loss, terms, gradients, codes and reconstruction of a variant on tokens [n, d].
 template <class Variant>
-run_result evaluate_variant(Variant& sae, const std::vector<float>& x, const std::vector<std::uint32_t>& dead, const float* weights) {
+run_result evaluate_variant(Variant& sae, const std::vector<float>& x, const std::vector<std::uint32_t>& dead,
+                            const float* weights) {
     cpu device;
     arena<> scratch;
     tape<cpu> t(device, scratch, mode::train);
@@ -36,7 +37,8 @@ run_result evaluate_variant(Variant& sae, const std::vector<float>& x, const std
     });
     const auto& z = *static_cast<const codes_view<float>*>(t.main_codes);
     for (std::size_t token = 0; token < n; ++token)
-        for (std::size_t i = z.offsets[token]; i < z.offsets[token + 1]; ++i) r.z[token * z.latents + z.latent[i]] = z.value[i];
+        for (std::size_t i = z.offsets[token]; i < z.offsets[token + 1]; ++i)
+            r.z[token * z.latents + z.latent[i]] = z.value[i];
     const float* x_hat = static_cast<const float*>(t.reconstruction);
     r.x_hat.assign(x_hat, x_hat + n * d);
     return r;
@@ -49,8 +51,10 @@ std::vector<std::uint32_t> indices(const std::vector<float>& mask) {
     return out;
 }
 
-void check_gradients_against(const run_result& r, const golden::arrays& want, std::size_t d, std::size_t latents, double tolerance) {
-    CHECK(golden::difference(r.gradients.at("W_enc"), golden::transposed(golden::floats(want, "grad_W_enc_f64"), d, latents)) < tolerance);
+void check_gradients_against(const run_result& r, const golden::arrays& want, std::size_t d, std::size_t latents,
+                             double tolerance) {
+    CHECK(golden::difference(r.gradients.at("W_enc"),
+                             golden::transposed(golden::floats(want, "grad_W_enc_f64"), d, latents)) < tolerance);
     CHECK(golden::difference(r.gradients.at("b_enc"), golden::floats(want, "grad_b_enc_f64")) < tolerance);
     CHECK(golden::difference(r.gradients.at("W_dec"), golden::floats(want, "grad_W_dec_f64")) < tolerance);
     CHECK(golden::difference(r.gradients.at("b_dec"), golden::floats(want, "grad_b_dec_f64")) < tolerance);
@@ -66,8 +70,9 @@ TEST_CASE("PatchSAE: forward and gradients equal the reference's") {
         const char* name;
         bool ghost, dead;
         float cls;
-    } cases[] = {{"plain", false, false, 1}, {"ghost_none_dead", true, false, 1}, {"ghost", true, true, 1},
-                 {"ghost_cls_weight", true, true, 2.5f}, {"cls_weight", false, false, 2.5f}, {"ghost_flat", true, true, 1}};
+    } cases[] = {{"plain", false, false, 1},         {"ghost_none_dead", true, false, 1},
+                 {"ghost", true, true, 1},           {"ghost_cls_weight", true, true, 2.5f},
+                 {"cls_weight", false, false, 2.5f}, {"ghost_flat", true, true, 1}};
     for (const auto& c : cases) {
         INFO(c.name);
         const auto want = golden::load(std::string("sae_patchsae/forward_") + c.name + ".npz");
@@ -76,7 +81,8 @@ TEST_CASE("PatchSAE: forward and gradients equal the reference's") {
         sae.ghost_gradients = c.ghost;
         std::vector<float> weights(40, 1.0f);  // 5 images of 8 tokens, CLS first
         for (std::size_t i = 0; i < 40; i += 8) weights[i] = c.cls;
-        const auto r = evaluate_variant(sae, x, c.dead ? dead : std::vector<std::uint32_t>{}, c.cls == 1 ? nullptr : weights.data());
+        const auto r = evaluate_variant(sae, x, c.dead ? dead : std::vector<std::uint32_t>{},
+                                        c.cls == 1 ? nullptr : weights.data());
         const double tolerance = c.dead ? 2.9e-4 : 2.0e-6;
         CHECK(golden::difference(r.z, golden::floats(want, "z_f64")) < 2.0e-6);
         CHECK(golden::difference(r.x_hat, golden::floats(want, "x_hat_f64")) < 2.0e-6);
@@ -115,10 +121,12 @@ TEST_CASE("PatchSAE: training trajectories equal the reference's") {
             if (!want.contains(prefix + "W_enc")) continue;
             const auto near = [](const float* got, const std::vector<float>& expected) {
                 double worst = 0;
-                for (std::size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, double(std::abs(got[i] - expected[i])));
+                for (std::size_t i = 0; i < expected.size(); ++i)
+                    worst = std::max(worst, double(std::abs(got[i] - expected[i])));
                 return worst;
             };
-            CHECK(near(sae.W_enc.data(), golden::transposed(golden::floats(want, prefix + "W_enc_f64"), 16, 64)) < 2e-5);
+            CHECK(near(sae.W_enc.data(), golden::transposed(golden::floats(want, prefix + "W_enc_f64"), 16, 64)) <
+                  2e-5);
             CHECK(near(sae.b_enc.data(), golden::floats(want, prefix + "b_enc_f64")) < 2e-5);
             CHECK(near(sae.W_dec.data(), golden::floats(want, prefix + "W_dec_f64")) < 2e-5);
             CHECK(near(sae.b_dec.data(), golden::floats(want, prefix + "b_dec_f64")) < 2e-5);

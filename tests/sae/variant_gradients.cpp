@@ -28,7 +28,8 @@ struct fixture {
         for (std::uint32_t f : dead) sae.b_enc.value[f] = -4;  // no token reaches them
     }
     gradient_disagreement check(double step = 1e-6) {
-        return check_gradients(sae, [&](auto input) { return sae.loss(input, now); }, std::as_const(x).view(), 1, step);
+        return check_gradients(
+            sae, [&](auto input) { return sae.loss(input, now); }, std::as_const(x).view(), 1, step);
     }
 };
 

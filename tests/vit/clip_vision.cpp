@@ -35,7 +35,8 @@ TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
     tower->embed(device, scratch, pixels.data(), images, x.data());
     for (std::size_t layer = 0;; ++layer) {
         INFO("hidden state " << layer);
-        CHECK(difference(x, {states.begin() + std::ptrdiff_t(layer * size), states.begin() + std::ptrdiff_t((layer + 1) * size)}) < tolerance);
+        CHECK(difference(x, {states.begin() + std::ptrdiff_t(layer * size),
+                             states.begin() + std::ptrdiff_t((layer + 1) * size)}) < tolerance);
         if (tower->hidden_index(-2) == layer) CHECK(difference(x, golden("tap")) < tolerance);
         if (layer == tower->layers()) break;
         tower->run(device, scratch, x.data(), images, layer, layer + 1);

@@ -36,11 +36,13 @@ TEST_CASE("every kind of picture is decoded and preprocessed as by transformers"
         const auto picture = read_image(pictures / file, alpha_mode::drop);
         const bool lossy = entry["lossy"].GetBool();
         if (expected.contains("decoded_rgb" + suffix)) {
-            const auto [largest, mean] = largest_and_mean(picture.rgb, values<std::uint8_t>(expected.at("decoded_rgb" + suffix)));
+            const auto [largest, mean] =
+                largest_and_mean(picture.rgb, values<std::uint8_t>(expected.at("decoded_rgb" + suffix)));
             CHECK(largest <= (lossy ? 3 : 0));
             CHECK(mean <= 0.1);
         }
-        const auto [largest, mean] = largest_and_mean(resize_and_crop(picture, p), values<std::uint8_t>(expected.at("cropped_u8" + suffix)));
+        const auto [largest, mean] =
+            largest_and_mean(resize_and_crop(picture, p), values<std::uint8_t>(expected.at("cropped_u8" + suffix)));
         CHECK(largest <= entry["atol_cropped_u8"].GetDouble());
         CHECK(mean <= entry["mean_cropped_u8"].GetDouble());
         std::vector<float> pixels(3 * p.crop * p.crop);

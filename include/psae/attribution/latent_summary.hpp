@@ -1,8 +1,10 @@
 #pragma once
-// Per-latent statistics over a data set, in one pass over codes: how often and how strongly each latent fires, the images that
-// activate it most, and what their labels say. Memory is d_sae x (top + a few), whatever the number of images.
+// Per-latent statistics over a data set, in one pass over codes: how often and how strongly each latent fires, the
+// images that activate it most, and what their labels say. Memory is d_sae x (top + a few), whatever the number of
+// images.
 //
-// The score of an image is the mean of the latent's activation over all of its tokens, CLS included (as PatchSAE takes it).
+// The score of an image is the mean of the latent's activation over all of its tokens, CLS included (as PatchSAE takes
+// it).
 
 #include <algorithm>
 #include <cmath>
@@ -18,22 +20,31 @@ namespace psae {
 
 struct latent_summary {
     std::size_t latents = 0, top = 0, images = 0, tokens = 0;
-    std::vector<double> token_frequency;    // [d_sae] fraction of tokens with z > 0
-    std::vector<double> mean_activation;    // [d_sae] mean over tokens with z > 0; NaN for latents that never fire
-    std::vector<float> max_activation;      // [d_sae] 0 for latents that never fire
-    std::vector<double> image_frequency;    // [d_sae] fraction of images with a score > 0
-    std::vector<double> mean_image_score;   // [d_sae] mean score over images with a score > 0; NaN for none
-    std::vector<std::int32_t> top_images;   // [d_sae, top] by score, descending, ties to the earlier image; -1 for none
-    std::vector<float> top_values;          // [d_sae, top] 0 for none
-    std::vector<double> label_entropy;      // [d_sae] -sum p ln p, p the share of the scores of the top images; NaN without labels
-    std::vector<double> label_std;          // [d_sae] population standard deviation of their labels; NaN without labels
+    std::vector<double> token_frequency;   // [d_sae] fraction of tokens with z > 0
+    std::vector<double> mean_activation;   // [d_sae] mean over tokens with z > 0; NaN for latents that never fire
+    std::vector<float> max_activation;     // [d_sae] 0 for latents that never fire
+    std::vector<double> image_frequency;   // [d_sae] fraction of images with a score > 0
+    std::vector<double> mean_image_score;  // [d_sae] mean score over images with a score > 0; NaN for none
+    std::vector<std::int32_t> top_images;  // [d_sae, top] by score, descending, ties to the earlier image; -1 for none
+    std::vector<float> top_values;         // [d_sae, top] 0 for none
+    std::vector<double>
+        label_entropy;  // [d_sae] -sum p ln p, p the share of the scores of the top images; NaN without labels
+    std::vector<double> label_std;  // [d_sae] population standard deviation of their labels; NaN without labels
 };
 
 class latent_summary_builder {
 public:
     latent_summary_builder(std::size_t latents, std::size_t top)
-        : latents_(latents), top_(top), fired_(latents), sum_(latents), max_(latents), image_fired_(latents), image_sum_(latents),
-          top_images_(latents * top, -1), top_values_(latents * top), score_(latents) {}
+        : latents_(latents),
+          top_(top),
+          fired_(latents),
+          sum_(latents),
+          max_(latents),
+          image_fired_(latents),
+          image_sum_(latents),
+          top_images_(latents * top, -1),
+          top_values_(latents * top),
+          score_(latents) {}
 
     // Codes of whole images in order: `tokens_per_image` tokens each.
     template <class T>

@@ -19,7 +19,8 @@ public:
     arena& operator=(const arena&) = delete;
     ~arena() { release(); }
 
-    // Uninitialised memory for `count` elements, aligned to 64 bytes, valid until reset() or release_to(an earlier mark).
+    // Uninitialised memory for `count` elements, aligned to 64 bytes, valid until reset() or release_to(an earlier
+    // mark).
     template <class T>
     T* allocate(std::size_t count) {
         return static_cast<T*>(allocate_bytes(count * sizeof(T)));
@@ -31,7 +32,8 @@ public:
     // A place to return to: pieces handed out after it are taken back by release_to.
     mark position() const { return {blocks_.size(), used_}; }
     void release_to(mark m) {
-        // Blocks that were added since stay (their memory is part of the peak); only the fill level of the same block returns.
+        // Blocks that were added since stay (their memory is part of the peak); only the fill level of the same block
+        // returns.
         if (m.block == blocks_.size()) used_ = m.used;
     }
 

@@ -1,6 +1,6 @@
 #pragma once
-// Random numbers: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011). Counter-based, so the
-// state is (seed, position) and the same numbers come out on every machine and with every number of threads.
+// Random numbers: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011). Counter-based,
+// so the state is (seed, position) and the same numbers come out on every machine and with every number of threads.
 
 #include <cmath>
 #include <cstddef>
@@ -43,8 +43,9 @@ private:
         auto k0 = static_cast<std::uint32_t>(seed_), k1 = static_cast<std::uint32_t>(seed_ >> 32);
         for (int round = 0; round < 10; ++round) {
             const std::uint64_t a = std::uint64_t{0xD2511F53u} * c[0], b = std::uint64_t{0xCD9E8D57u} * c[2];
-            const std::uint32_t next[4] = {static_cast<std::uint32_t>(b >> 32) ^ c[1] ^ k0, static_cast<std::uint32_t>(b),
-                                           static_cast<std::uint32_t>(a >> 32) ^ c[3] ^ k1, static_cast<std::uint32_t>(a)};
+            const std::uint32_t next[4] = {
+                static_cast<std::uint32_t>(b >> 32) ^ c[1] ^ k0, static_cast<std::uint32_t>(b),
+                static_cast<std::uint32_t>(a >> 32) ^ c[3] ^ k1, static_cast<std::uint32_t>(a)};
             for (int j = 0; j < 4; ++j) c[j] = next[j];
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;

@@ -50,8 +50,8 @@ public:
 
     // The dyn extents, first to last. (A fully static shape is default-constructed.)
     template <class... Extent>
-        requires(sizeof...(Extent) == rank_dynamic && rank_dynamic > 0)
-    constexpr PSAE_FN explicit shape(Extent... extents) : dynamic_{{static_cast<std::size_t>(extents)...}} {}
+    requires(sizeof...(Extent) == rank_dynamic && rank_dynamic > 0) constexpr PSAE_FN explicit shape(Extent... extents)
+        : dynamic_{{static_cast<std::size_t>(extents)...}} {}
 
     // The shape with these extents (rank of them); the static ones must agree.
     static constexpr PSAE_FN shape from_extents(const std::size_t* extents) {
@@ -104,8 +104,8 @@ namespace detail {
 template <class A, class B>
 inline constexpr bool same_extents = false;
 template <std::size_t... A, std::size_t... B>
-    requires(sizeof...(A) == sizeof...(B))
-inline constexpr bool same_extents<shape<A...>, shape<B...>> = ((A == B || A == dyn || B == dyn) && ...);
+requires(sizeof...(A) == sizeof...(B)) inline constexpr bool same_extents<shape<A...>, shape<B...>> =
+    ((A == B || A == dyn || B == dyn) && ...);
 
 }  // namespace detail
 

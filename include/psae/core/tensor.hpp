@@ -28,7 +28,8 @@ struct position {
 };
 
 // Non-owning, trivially copyable. As a node of an expression it broadcasts where its type says so: a rank-0 view is the
-// same everywhere, a rank-1 view is the same in every row, and a last extent that is statically 1 is the same in every column.
+// same everywhere, a rank-1 view is the same in every row, and a last extent that is statically 1 is the same in every
+// column.
 template <class T, class Shape, space Space = space::host>
 struct view {
     using value_type = std::remove_const_t<T>;
@@ -50,8 +51,8 @@ struct view {
 
     // Converts to a view of const elements, and to any shape that can be equal (checked at run time).
     template <class U, class OtherShape>
-        requires(std::is_convertible_v<T (*)[], U (*)[]> && compatible_shapes<Shape, OtherShape> &&
-                 (!std::is_same_v<U, T> || !std::is_same_v<Shape, OtherShape>))
+    requires(std::is_convertible_v<T (*)[], U (*)[]>&& compatible_shapes<Shape, OtherShape> &&
+             (!std::is_same_v<U, T> || !std::is_same_v<Shape, OtherShape>))
     operator view<U, OtherShape, Space>() const {
         return {data, convert_shape<OtherShape>(extents)};
     }
@@ -86,7 +87,8 @@ struct memory_space;
 
 template <>
 struct memory_space<space::host> {
-    static constexpr std::size_t huge = std::size_t{2} << 20;  // transparent huge pages halve the cost of sweeps over weights
+    static constexpr std::size_t huge = std::size_t{2}
+                                        << 20;  // transparent huge pages halve the cost of sweeps over weights
 
     static void* allocate(std::size_t bytes) {
         const std::size_t alignment = bytes >= huge ? huge : 64;
@@ -127,9 +129,7 @@ public:
         if (data_ != nullptr) memory_space<Space>::release(data_, size() * sizeof(T));
     }
 
-    tensor clone() const
-        requires(Space == space::host)
-    {
+    tensor clone() const requires(Space == space::host) {
         tensor copy(extents_);
         std::memcpy(copy.data_, data_, size() * sizeof(T));
         return copy;

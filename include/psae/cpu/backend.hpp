@@ -1,6 +1,6 @@
 #pragma once
-// The CPU backend: a number of threads, and loops over independent tasks. A task writes only its own outputs and its work does
-// not depend on who runs it, so the number of threads changes no result of our own kernels.
+// The CPU backend: a number of threads, and loops over independent tasks. A task writes only its own outputs and its
+// work does not depend on who runs it, so the number of threads changes no result of our own kernels.
 
 #include <cstddef>
 

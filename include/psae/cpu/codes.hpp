@@ -1,6 +1,6 @@
 #pragma once
-// Kernels on codes: pointwise expressions over their entries, sparse decode and its adjoint, and rows of weight gradients.
-// Every sum is taken in a fixed order (a token's entries by latent, a latent's entries by token).
+// Kernels on codes: pointwise expressions over their entries, sparse decode and its adjoint, and rows of weight
+// gradients. Every sum is taken in a fixed order (a token's entries by latent, a latent's entries by token).
 
 #include <algorithm>
 #include <cstddef>
@@ -29,7 +29,8 @@ template <class T, class E>
 void codes_sums(cpu& device, T* out, const codes_view<T>& z, const E& e) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         T sum = 0;
-        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) sum += e.load(codes_position<T>{t, z.latent[i], z.value[i]});
+        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
+            sum += e.load(codes_position<T>{t, z.latent[i], z.value[i]});
         out[t] = sum;
     });
 }
@@ -55,7 +56,8 @@ void codes_assign(cpu& device, T* out, const codes_view<T>& z, const E& e, write
 
 // out[t, :] = bias + sum over entries of weight[i] * W[latent[i], :]; bias may be null. out: [n, d]. weights: [nnz].
 template <class T>
-void sparse_decode(cpu& device, T* out, const codes_view<T>& z, const T* weights, const T* W, const T* bias, std::size_t d) {
+void sparse_decode(cpu& device, T* out, const codes_view<T>& z, const T* weights, const T* W, const T* bias,
+                   std::size_t d) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         T* row = out + t * d;
         for (std::size_t c = 0; c < d; ++c) row[c] = bias == nullptr ? T(0) : bias[c];
@@ -70,7 +72,8 @@ void sparse_decode(cpu& device, T* out, const codes_view<T>& z, const T* weights
 
 // out[i] (+)= <G[token of i, :], W[latent[i], :]>: the adjoint of sparse_decode with respect to the values. G: [n, d].
 template <class T>
-void sparse_decode_adjoint(cpu& device, T* out, const codes_view<T>& z, const T* G, const T* W, std::size_t d, write mode) {
+void sparse_decode_adjoint(cpu& device, T* out, const codes_view<T>& z, const T* G, const T* W, std::size_t d,
+                           write mode) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         const T* g = G + t * d;
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
@@ -83,10 +86,11 @@ void sparse_decode_adjoint(cpu& device, T* out, const codes_view<T>& z, const T*
     });
 }
 
-// Adds e over the entries to leaf[0] (one number), leaf[token] (one per token) or leaf[latent] (one per latent). Sequential:
-// what broadcasts over codes is small.
+// Adds e over the entries to leaf[0] (one number), leaf[token] (one per token) or leaf[latent] (one per latent).
+// Sequential: what broadcasts over codes is small.
 template <class T, class E, class Place>
-void codes_scatter(cpu&, T* leaf, std::size_t count, const codes_view<T>& z, const E& e, write mode, const Place& place) {
+void codes_scatter(cpu&, T* leaf, std::size_t count, const codes_view<T>& z, const E& e, write mode,
+                   const Place& place) {
     if (mode == write::overwrite) std::fill(leaf, leaf + count, T(0));
     for (std::size_t t = 0; t < z.tokens; ++t)
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
@@ -99,7 +103,8 @@ void latent_sums(cpu& device, T* sums, const codes_view<T>& z, const T* weights)
     device.parallel_for((z.latents + detail::latent_block - 1) / detail::latent_block, [&](std::size_t b) {
         for (std::size_t f = b * detail::latent_block; f < std::min(z.latents, (b + 1) * detail::latent_block); ++f) {
             T sum = 0;
-            for (std::size_t j = z.latent_offsets[f]; j < z.latent_offsets[f + 1]; ++j) sum += weights[z.entry_by_latent[j]];
+            for (std::size_t j = z.latent_offsets[f]; j < z.latent_offsets[f + 1]; ++j)
+                sum += weights[z.entry_by_latent[j]];
             sums[f] = sum;
         }
     });
@@ -107,7 +112,8 @@ void latent_sums(cpu& device, T* sums, const codes_view<T>& z, const T* weights)
 
 // out[:] = sum over latents of weight[f] * W[f, :]. out: [d]; latents of weight 0 are not read.
 template <class T>
-void weighted_row_sum(cpu& device, arena<>& scratch, T* out, const T* weight, const T* W, std::size_t latents, std::size_t d) {
+void weighted_row_sum(cpu& device, arena<>& scratch, T* out, const T* weight, const T* W, std::size_t latents,
+                      std::size_t d) {
     const auto mark = scratch.position();
     constexpr std::size_t block = 1024;
     const std::size_t blocks = (latents + block - 1) / block;
@@ -129,7 +135,8 @@ void weighted_row_sum(cpu& device, arena<>& scratch, T* out, const T* weight, co
     scratch.release_to(mark);
 }
 
-// Row f of a parameter's gradient: its dense part plus its outer-product shares, in the order they were recorded. row: [cols].
+// Row f of a parameter's gradient: its dense part plus its outer-product shares, in the order they were recorded. row:
+// [cols].
 template <class T>
 void gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t cols, T* row) {
     for (std::size_t c = 0; c < cols; ++c) row[c] = g.written ? g.data[f * cols + c] : T(0);

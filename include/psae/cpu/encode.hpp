@@ -1,6 +1,6 @@
 #pragma once
-// Encode and select on the CPU. The pre-activations h = x W^T + b are made for one chunk of latents at a time, and what the
-// activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
+// Encode and select on the CPU. The pre-activations h = x W^T + b are made for one chunk of latents at a time, and what
+// the activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
 
 #include <algorithm>
 #include <cstddef>
@@ -23,8 +23,8 @@ inline std::size_t encode_chunk(std::size_t tokens) {
 // Calls f(first, count, tile) for each chunk; tile: [tokens, count] pre-activations without the bias.
 // With a set, only its latents are encoded, and first and count are positions in the set.
 template <class T, class F>
-void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t tokens, std::size_t d, const T* W, std::size_t latents,
-                       const latent_set* among, const F& f) {
+void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t tokens, std::size_t d, const T* W,
+                       std::size_t latents, const latent_set* among, const F& f) {
     const std::size_t total = among == nullptr ? latents : *among->count;
     const std::size_t chunk = encode_chunk(tokens);
     T* tile = scratch.allocate<T>(tokens * chunk);
@@ -42,8 +42,8 @@ void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t to
     }
 }
 
-// Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Most blocks hold none, and whether one does is
-// answered by a loop without branches.
+// Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Most blocks hold none, and whether one does
+// is answered by a loop without branches.
 template <class Wanted, class Hit>
 PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
     constexpr std::size_t block = 64;
@@ -83,9 +83,10 @@ void add_latent_view(arena<>& scratch, codes_view<T>& z) {
 
 // Codes of x [tokens, d] under an elementwise activation: entries where activation.active(h), with activation.value(h).
 template <class T, class Activation>
-    requires(!requires(Activation a) { a.k; })
-void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W, const T* b,
-            std::size_t latents, const Activation& activation, const latent_set* among) {
+requires(!requires(Activation a) {
+    a.k;
+}) void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d,
+               const T* W, const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
     struct piece {
         std::size_t* starts;  // [tokens + 1] of this chunk's entries
         std::uint32_t* latent;
@@ -94,36 +95,38 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     };
     piece *head = nullptr, **tail = &head;
     T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
-    detail::each_encode_chunk(device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
-        const auto latent_of = [&](std::size_t j) {
-            return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
-        };
-        for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
-        auto* p = new (scratch.allocate<piece>(1)) piece{scratch.allocate<std::size_t>(tokens + 1), nullptr, nullptr, nullptr};
-        detail::each_token(device, tokens, [&](std::size_t t) {
-            const T* h = tile + t * count;
-            std::size_t active = 0;
-            for (std::size_t j = 0; j < count; ++j) active += activation.active(h[j] + bias[j]);
-            p->starts[t + 1] = active;
+    detail::each_encode_chunk(
+        device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
+            const auto latent_of = [&](std::size_t j) {
+                return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+            };
+            for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
+            auto* p = new (scratch.allocate<piece>(1))
+                piece{scratch.allocate<std::size_t>(tokens + 1), nullptr, nullptr, nullptr};
+            detail::each_token(device, tokens, [&](std::size_t t) {
+                const T* h = tile + t * count;
+                std::size_t active = 0;
+                for (std::size_t j = 0; j < count; ++j) active += activation.active(h[j] + bias[j]);
+                p->starts[t + 1] = active;
+            });
+            p->starts[0] = 0;
+            for (std::size_t t = 0; t < tokens; ++t) p->starts[t + 1] += p->starts[t];
+            p->latent = scratch.allocate<std::uint32_t>(p->starts[tokens]);
+            p->value = scratch.allocate<T>(p->starts[tokens]);
+            detail::each_token(device, tokens, [&](std::size_t t) {
+                const T* h = tile + t * count;
+                std::size_t place = p->starts[t];
+                if (place == p->starts[t + 1]) return;
+                detail::each_hit(
+                    count, [&](std::size_t j) { return activation.active(h[j] + bias[j]); },
+                    [&](std::size_t j) {
+                        p->latent[place] = latent_of(j);
+                        p->value[place++] = activation.value(h[j] + bias[j]);
+                    });
+            });
+            *tail = p;
+            tail = &p->next;
         });
-        p->starts[0] = 0;
-        for (std::size_t t = 0; t < tokens; ++t) p->starts[t + 1] += p->starts[t];
-        p->latent = scratch.allocate<std::uint32_t>(p->starts[tokens]);
-        p->value = scratch.allocate<T>(p->starts[tokens]);
-        detail::each_token(device, tokens, [&](std::size_t t) {
-            const T* h = tile + t * count;
-            std::size_t place = p->starts[t];
-            if (place == p->starts[t + 1]) return;
-            detail::each_hit(
-                count, [&](std::size_t j) { return activation.active(h[j] + bias[j]); },
-                [&](std::size_t j) {
-                    p->latent[place] = latent_of(j);
-                    p->value[place++] = activation.value(h[j] + bias[j]);
-                });
-        });
-        *tail = p;
-        tail = &p->next;
-    });
     auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
     std::fill(offsets, offsets + tokens + 1, std::size_t{0});
     for (const piece* p = head; p != nullptr; p = p->next)
@@ -147,12 +150,12 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     z.value = value;
 }
 
-// Codes of x under a top-k activation: per token the k largest activation.value(h), ties to the lower latent; entries that
-// activation.active refuses (values that a rectified top-k sets to zero) are left out.
+// Codes of x under a top-k activation: per token the k largest activation.value(h), ties to the lower latent; entries
+// that activation.active refuses (values that a rectified top-k sets to zero) are left out.
 template <class T, class Activation>
-    requires requires(Activation a) { a.k; }
-void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W, const T* b,
-            std::size_t latents, const Activation& activation, const latent_set* among) {
+requires requires(Activation a) { a.k; }
+void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
+            const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
     struct candidate {
         T value;
         std::uint32_t latent;
@@ -178,34 +181,35 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     };
     T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
     if (k > 0)
-        detail::each_encode_chunk(device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
-            const auto latent_of = [&](std::size_t j) {
-                return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
-            };
-            for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
-            detail::each_token(device, tokens, [&](std::size_t t) {
-                const T* h = tile + t * count;
-                candidate* own = candidates + t * capacity;
-                std::size_t have = counts[t];
-                T bound = bounds[t];
-                detail::each_hit(
-                    count,
-                    [&](std::size_t j) {
-                        const T pre = h[j] + bias[j];
-                        return activation.active(pre) && activation.value(pre) > bound;
-                    },
-                    [&](std::size_t j) {
-                        own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
-                        if (have < capacity) return;
-                        counts[t] = have;
-                        prune(t);
-                        have = counts[t];
-                        bound = bounds[t];
-                    });
-                counts[t] = have;
-                if (have >= k && bound == unbounded) prune(t);
+        detail::each_encode_chunk(
+            device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
+                const auto latent_of = [&](std::size_t j) {
+                    return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+                };
+                for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
+                detail::each_token(device, tokens, [&](std::size_t t) {
+                    const T* h = tile + t * count;
+                    candidate* own = candidates + t * capacity;
+                    std::size_t have = counts[t];
+                    T bound = bounds[t];
+                    detail::each_hit(
+                        count,
+                        [&](std::size_t j) {
+                            const T pre = h[j] + bias[j];
+                            return activation.active(pre) && activation.value(pre) > bound;
+                        },
+                        [&](std::size_t j) {
+                            own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
+                            if (have < capacity) return;
+                            counts[t] = have;
+                            prune(t);
+                            have = counts[t];
+                            bound = bounds[t];
+                        });
+                    counts[t] = have;
+                    if (have >= k && bound == unbounded) prune(t);
+                });
             });
-        });
     detail::each_token(device, tokens, prune);
     auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
     offsets[0] = 0;

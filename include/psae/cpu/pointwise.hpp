@@ -1,6 +1,6 @@
 #pragma once
-// Evaluation and reduction of pointwise expressions on the CPU. Sums are taken in a fixed order (rows in blocks of fixed
-// size, blocks in order), so the number of threads does not change a result.
+// Evaluation and reduction of pointwise expressions on the CPU. Sums are taken in a fixed order (rows in blocks of
+// fixed size, blocks in order), so the number of threads does not change a result.
 
 #include <algorithm>
 #include <cstddef>
@@ -30,7 +30,8 @@ template <class F, class... A>
 bool reads_elsewhere(const map_node<F, A...>& n, const void* begin, const void* end) {
     return [&]<std::size_t... I>(std::index_sequence<I...>) {
         return (reads_elsewhere(get<I>(n.arguments), begin, end) || ...);
-    }(std::index_sequence_for<A...>{});
+    }
+    (std::index_sequence_for<A...>{});
 }
 template <class A>
 bool reads_elsewhere(const stopped_node<A>& n, const void* begin, const void* end) {
@@ -40,11 +41,13 @@ bool reads_elsewhere(const stopped_node<A>& n, const void* begin, const void* en
 }  // namespace detail
 
 // out = e or out += e at every position of `out`; e broadcasts to the shape of `out`.
-// Throws psae::error if e reads out's memory at other positions than the one written (there is never a silent temporary).
+// Throws psae::error if e reads out's memory at other positions than the one written (there is never a silent
+// temporary).
 template <class T, class Shape, node E>
 void assign(cpu& device, view<T, Shape> out, const E& e, write mode = write::overwrite) {
     using broadcast_shape = detail::broadcast_t<Shape, typename E::shape_type>;
-    static_assert(compatible_shapes<broadcast_shape, Shape>, "psae: the expression is larger than what it is assigned to");
+    static_assert(compatible_shapes<broadcast_shape, Shape>,
+                  "psae: the expression is larger than what it is assigned to");
     require_same_shape(detail::broadcast(out.shape(), e.shape()), out.shape(), "assignment");
     if (detail::reads_elsewhere(e, out.data, out.data + out.size()))
         throw error("an expression reads the memory it is written to at other positions", "assignment", "",
@@ -56,7 +59,8 @@ void assign(cpu& device, view<T, Shape> out, const E& e, write mode = write::ove
     const std::size_t row_tasks = (rows + rows_per_task - 1) / rows_per_task;
     device.parallel_for(row_tasks * tasks_per_row, [=](std::size_t task) {
         const std::size_t first_col = task % tasks_per_row * block, last_col = std::min(cols, first_col + block);
-        const std::size_t first_row = task / tasks_per_row * rows_per_task, last_row = std::min(rows, first_row + rows_per_task);
+        const std::size_t first_row = task / tasks_per_row * rows_per_task,
+                          last_row = std::min(rows, first_row + rows_per_task);
         for (std::size_t r = first_row; r < last_row; ++r) {
             T* target = out.data + r * cols;
             if (mode == write::overwrite) {

@@ -14,9 +14,11 @@ namespace psae {
 
 enum class mlp_activation { quick_gelu, gelu };
 
-// out[r, :] = (x[r, :] - mean) / sqrt(variance + eps) * gain + bias, the variance with 1/d. x, out: [n, d]; may be the same.
+// out[r, :] = (x[r, :] - mean) / sqrt(variance + eps) * gain + bias, the variance with 1/d. x, out: [n, d]; may be the
+// same.
 template <class T>
-void layer_norm(const cpu& device, T* out, const T* x, const T* gain, const T* bias, std::size_t n, std::size_t d, T eps) {
+void layer_norm(const cpu& device, T* out, const T* x, const T* gain, const T* bias, std::size_t n, std::size_t d,
+                T eps) {
     constexpr std::size_t block = 8;
     device.parallel_for((n + block - 1) / block, [=](std::size_t b) {
         for (std::size_t r = b * block; r < std::min(n, (b + 1) * block); ++r) {
@@ -50,7 +52,8 @@ void add_bias(const cpu& device, T* x, const T* bias, std::size_t n, std::size_t
 
 // x = activation(x + bias) in place; quick_gelu(x) = x sigmoid(1.702 x), gelu in its exact erf form. x: [n, d].
 template <class T>
-void add_bias_and_activate(const cpu& device, T* x, const T* bias, std::size_t n, std::size_t d, mlp_activation activation) {
+void add_bias_and_activate(const cpu& device, T* x, const T* bias, std::size_t n, std::size_t d,
+                           mlp_activation activation) {
     constexpr std::size_t block = 8;
     device.parallel_for((n + block - 1) / block, [=](std::size_t b) {
         for (std::size_t r = b * block; r < std::min(n, (b + 1) * block); ++r) {
@@ -71,11 +74,12 @@ void add_bias_and_activate(const cpu& device, T* x, const T* bias, std::size_t n
     });
 }
 
-// out = softmax(Q K^T / sqrt(head width)) V for each image and head. qkv: [images * tokens, 3 d] (queries, keys, values side by
-// side, heads within each), out: [images * tokens, d]. The [tokens, tokens] scores of one head at a time stay in cache.
+// out = softmax(Q K^T / sqrt(head width)) V for each image and head. qkv: [images * tokens, 3 d] (queries, keys, values
+// side by side, heads within each), out: [images * tokens, d]. The [tokens, tokens] scores of one head at a time stay
+// in cache.
 template <class T>
-void attention(const cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t images, std::size_t tokens, std::size_t d,
-               std::size_t heads) {
+void attention(const cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t images, std::size_t tokens,
+               std::size_t d, std::size_t heads) {
     const auto mark = scratch.position();
     const std::size_t width = d / heads;
     T* all_scores = scratch.allocate<T>(static_cast<std::size_t>(device.threads) * tokens * tokens);
@@ -100,17 +104,19 @@ void attention(const cpu& device, arena<>& scratch, T* out, const T* qkv, std::s
 #pragma omp simd
             for (std::size_t c = 0; c < tokens; ++c) row[c] *= inverse;
         }
-        gemm(alone, false, false, tokens, width, tokens, T(1), scores, tokens, q + 2 * d, 3 * d, T(0), out + image * tokens * d + head * width, d);
+        gemm(alone, false, false, tokens, width, tokens, T(1), scores, tokens, q + 2 * d, 3 * d, T(0),
+             out + image * tokens * d + head * width, d);
     });
     scratch.release_to(mark);
 }
 
 // The token matrix before the first layer norm: row 0 of each image is class_embedding + position[0], row 1 + p is the
-// convolution of patch p with `weights` plus position[1 + p]. pixels: [images, 3, side, side]; weights: [d, 3 * patch * patch];
-// position: [1 + patches, d]; out: [images * (1 + patches), d].
+// convolution of patch p with `weights` plus position[1 + p]. pixels: [images, 3, side, side]; weights: [d, 3 * patch *
+// patch]; position: [1 + patches, d]; out: [images * (1 + patches), d].
 template <class T>
-void patch_embedding(const cpu& device, arena<>& scratch, T* out, const T* pixels, const T* weights, const T* class_embedding,
-                     const T* position, std::size_t images, std::size_t side, std::size_t patch, std::size_t d) {
+void patch_embedding(const cpu& device, arena<>& scratch, T* out, const T* pixels, const T* weights,
+                     const T* class_embedding, const T* position, std::size_t images, std::size_t side,
+                     std::size_t patch, std::size_t d) {
     const auto mark = scratch.position();
     const std::size_t grid = side / patch, patches = grid * grid, inputs = 3 * patch * patch, tokens = patches + 1;
     T* columns = scratch.allocate<T>(images * patches * inputs);
@@ -127,7 +133,8 @@ void patch_embedding(const cpu& device, arena<>& scratch, T* out, const T* pixel
         T* rows = out + image * tokens * d;
         for (std::size_t c = 0; c < d; ++c) rows[c] = class_embedding[c] + position[c];
         std::copy_n(position + d, patches * d, rows + d);
-        gemm(device, false, true, patches, d, inputs, T(1), columns + image * patches * inputs, inputs, weights, inputs, T(1), rows + d, d);
+        gemm(device, false, true, patches, d, inputs, T(1), columns + image * patches * inputs, inputs, weights, inputs,
+             T(1), rows + d, d);
     }
     scratch.release_to(mark);
 }

@@ -8,8 +8,8 @@
 
 namespace psae {
 
-// exp(x) for float: 2^n times a polynomial of degree 6 in the remainder (coefficients of Cephes' expf), relative error below
-// 2e-7 on [-87, 88]; outside of it the argument is clamped. tests/cpu/vector_math.cpp measures the bound.
+// exp(x) for float: 2^n times a polynomial of degree 6 in the remainder (coefficients of Cephes' expf), relative error
+// below 2e-7 on [-87, 88]; outside of it the argument is clamped. tests/cpu/vector_math.cpp measures the bound.
 PSAE_FN float fast_exp(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounds to nearest: |x| is far below 2^22

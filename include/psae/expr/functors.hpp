@@ -1,6 +1,6 @@
 #pragma once
-// The pointwise functions: operators on operands of expressions, and map(functor, ...) by name. Each functor holds value
-// and derivative together; a new one is about ten lines.
+// The pointwise functions: operators on operands of expressions, and map(functor, ...) by name. Each functor holds
+// value and derivative together; a new one is about ten lines.
 
 #include <cmath>
 
@@ -9,70 +9,133 @@
 namespace psae {
 
 struct plus {
-    template <class T> PSAE_FN T value(T a, T b) const { return a + b; }
-    template <class T> PSAE_FN partials<T, 2> derivative(T, T) const { return {{T(1), T(1)}}; }
+    template <class T>
+    PSAE_FN T value(T a, T b) const {
+        return a + b;
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T, T) const {
+        return {{T(1), T(1)}};
+    }
 };
 struct minus {
-    template <class T> PSAE_FN T value(T a, T b) const { return a - b; }
-    template <class T> PSAE_FN partials<T, 2> derivative(T, T) const { return {{T(1), T(-1)}}; }
+    template <class T>
+    PSAE_FN T value(T a, T b) const {
+        return a - b;
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T, T) const {
+        return {{T(1), T(-1)}};
+    }
 };
 struct times {
-    template <class T> PSAE_FN T value(T a, T b) const { return a * b; }
-    template <class T> PSAE_FN partials<T, 2> derivative(T a, T b) const { return {{b, a}}; }
+    template <class T>
+    PSAE_FN T value(T a, T b) const {
+        return a * b;
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T a, T b) const {
+        return {{b, a}};
+    }
 };
 struct divides {
-    template <class T> PSAE_FN T value(T a, T b) const { return a / b; }
-    template <class T> PSAE_FN partials<T, 2> derivative(T a, T b) const { return {{T(1) / b, -a / (b * b)}}; }
+    template <class T>
+    PSAE_FN T value(T a, T b) const {
+        return a / b;
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T a, T b) const {
+        return {{T(1) / b, -a / (b * b)}};
+    }
 };
 struct negate {
-    template <class T> PSAE_FN T value(T a) const { return -a; }
-    template <class T> PSAE_FN partials<T, 1> derivative(T) const { return {{T(-1)}}; }
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return -a;
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T) const {
+        return {{T(-1)}};
+    }
 };
 struct square_functor {
-    template <class T> PSAE_FN T value(T a) const { return a * a; }
-    template <class T> PSAE_FN partials<T, 1> derivative(T a) const { return {{2 * a}}; }
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return a * a;
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        return {{2 * a}};
+    }
 };
 // |a|, with derivative 0 at 0.
 struct absolute {
-    template <class T> PSAE_FN T value(T a) const { return a < 0 ? -a : a; }
-    template <class T> PSAE_FN partials<T, 1> derivative(T a) const { return {{T(a > 0) - T(a < 0)}}; }
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return a < 0 ? -a : a;
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        return {{T(a > 0) - T(a < 0)}};
+    }
 };
 // Square root, with derivative 0 at 0 (the subgradient that keeps norms of zero rows finite).
 struct square_root {
-    template <class T> PSAE_FN T value(T a) const { return std::sqrt(a); }
-    template <class T> PSAE_FN partials<T, 1> derivative(T a) const { return {{a > 0 ? T(0.5) / std::sqrt(a) : T(0)}}; }
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return std::sqrt(a);
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        return {{a > 0 ? T(0.5) / std::sqrt(a) : T(0)}};
+    }
 };
 struct exponential {
-    template <class T> PSAE_FN T value(T a) const { return std::exp(a); }
-    template <class T> PSAE_FN partials<T, 1> derivative(T a) const { return {{std::exp(a)}}; }
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return std::exp(a);
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        return {{std::exp(a)}};
+    }
 };
 struct logarithm {
-    template <class T> PSAE_FN T value(T a) const { return std::log(a); }
-    template <class T> PSAE_FN partials<T, 1> derivative(T a) const { return {{T(1) / a}}; }
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return std::log(a);
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        return {{T(1) / a}};
+    }
 };
 struct minimum {
-    template <class T> PSAE_FN T value(T a, T b) const { return b < a ? b : a; }
-    template <class T> PSAE_FN partials<T, 2> derivative(T a, T b) const { return {{T(!(b < a)), T(b < a)}}; }
+    template <class T>
+    PSAE_FN T value(T a, T b) const {
+        return b < a ? b : a;
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T a, T b) const {
+        return {{T(!(b < a)), T(b < a)}};
+    }
 };
 
 // Operators between operands, and between an operand and a number (the number takes the operand's element type).
-#define PSAE_BINARY_OPERATOR(symbol, functor)                                                                          \
-    template <class A, class B>                                                                                        \
-        requires(operand<std::remove_cvref_t<A>> && operand<std::remove_cvref_t<B>>)                                   \
-    auto operator symbol(A&& a, B&& b) {                                                                               \
-        return map(functor{}, std::forward<A>(a), std::forward<B>(b));                                                 \
-    }                                                                                                                  \
-    template <class A, class B>                                                                                        \
-        requires(operand<std::remove_cvref_t<A>> && std::is_arithmetic_v<B>)                                           \
-    auto operator symbol(A&& a, B b) {                                                                                 \
-        using T = typename node_t<std::remove_cvref_t<A>>::value_type;                                                 \
-        return map(functor{}, std::forward<A>(a), constant_node<T>{static_cast<T>(b)});                                \
-    }                                                                                                                  \
-    template <class A, class B>                                                                                        \
-        requires(std::is_arithmetic_v<A> && operand<std::remove_cvref_t<B>>)                                           \
-    auto operator symbol(A a, B&& b) {                                                                                 \
-        using T = typename node_t<std::remove_cvref_t<B>>::value_type;                                                 \
-        return map(functor{}, constant_node<T>{static_cast<T>(a)}, std::forward<B>(b));                                \
+#define PSAE_BINARY_OPERATOR(symbol, functor)                                                                         \
+    template <class A, class B>                                                                                       \
+    requires(operand<std::remove_cvref_t<A>> && operand<std::remove_cvref_t<B>>) auto operator symbol(A&& a, B&& b) { \
+        return map(functor{}, std::forward<A>(a), std::forward<B>(b));                                                \
+    }                                                                                                                 \
+    template <class A, class B>                                                                                       \
+    requires(operand<std::remove_cvref_t<A>> && std::is_arithmetic_v<B>) auto operator symbol(A&& a, B b) {           \
+        using T = typename node_t<std::remove_cvref_t<A>>::value_type;                                                \
+        return map(functor{}, std::forward<A>(a), constant_node<T>{static_cast<T>(b)});                               \
+    }                                                                                                                 \
+    template <class A, class B>                                                                                       \
+    requires(std::is_arithmetic_v<A> && operand<std::remove_cvref_t<B>>) auto operator symbol(A a, B&& b) {           \
+        using T = typename node_t<std::remove_cvref_t<B>>::value_type;                                                \
+        return map(functor{}, constant_node<T>{static_cast<T>(a)}, std::forward<B>(b));                               \
     }
 PSAE_BINARY_OPERATOR(+, plus)
 PSAE_BINARY_OPERATOR(-, minus)
@@ -80,12 +143,10 @@ PSAE_BINARY_OPERATOR(*, times)
 PSAE_BINARY_OPERATOR(/, divides)
 #undef PSAE_BINARY_OPERATOR
 
-#define PSAE_UNARY_FUNCTION(name, functor)            \
-    template <class A>                                \
-        requires operand<std::remove_cvref_t<A>>      \
-    auto name(A&& a) {                                \
-        return map(functor{}, std::forward<A>(a));    \
-    }
+#define PSAE_UNARY_FUNCTION(name, functor)   \
+    template <class A>                       \
+    requires operand<std::remove_cvref_t<A>> \
+    auto name(A&& a) { return map(functor{}, std::forward<A>(a)); }
 PSAE_UNARY_FUNCTION(operator-, negate)
 PSAE_UNARY_FUNCTION(square, square_functor)
 PSAE_UNARY_FUNCTION(abs, absolute)
@@ -96,7 +157,7 @@ PSAE_UNARY_FUNCTION(log, logarithm)
 
 // The value of the expression, held constant for gradients.
 template <class A>
-    requires operand<std::remove_cvref_t<A>>
+requires operand<std::remove_cvref_t<A>>
 auto stop_gradient(A&& a) {
     detail::refuse_temporary_owner<A&&>();
     return stopped_node<node_t<std::remove_cvref_t<A>>>{as_node(a)};

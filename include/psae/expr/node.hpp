@@ -1,10 +1,10 @@
 #pragma once
 // Lazy pointwise expressions.
 //
-// A node is trivially copyable and says what stands at a position: `shape()` and `load(position)`. Views are nodes, so are
-// constants, variables of a tape and map_node<F, A...>, which applies a functor to the values of other nodes. Nothing is
-// computed until an expression is assigned or reduced. A functor is an empty (or small) struct that holds the value and the
-// derivative together:
+// A node is trivially copyable and says what stands at a position: `shape()` and `load(position)`. Views are nodes, so
+// are constants, variables of a tape and map_node<F, A...>, which applies a functor to the values of other nodes.
+// Nothing is computed until an expression is assigned or reduced. A functor is an empty (or small) struct that holds
+// the value and the derivative together:
 //
 //   struct square_functor {
 //       template <class T> PSAE_FN T value(T x) const { return x * x; }
@@ -43,14 +43,14 @@ concept node = std::is_trivially_copyable_v<N> && requires(const N& n) {
 template <class N>
 inline constexpr bool differentiable = false;
 template <class N>
-    requires requires { N::is_differentiable; }
+requires requires { N::is_differentiable; }
 inline constexpr bool differentiable<N> = N::is_differentiable;
 
 // True if the expression stands on the support of sparse codes.
 template <class N>
 inline constexpr bool over_codes = false;
 template <class N>
-    requires requires { N::is_over_codes; }
+requires requires { N::is_over_codes; }
 inline constexpr bool over_codes<N> = N::is_over_codes;
 
 // The same number everywhere.
@@ -77,32 +77,30 @@ constexpr std::size_t merge_extents(std::size_t a, std::size_t b) {
 
 template <class A, class B>
 struct broadcast_shapes {
-    static_assert(A::rank == B::rank, "psae: these two shapes do not broadcast: ranks differ (only scalars and rank-1 rows do)");
+    static_assert(A::rank == B::rank,
+                  "psae: these two shapes do not broadcast: ranks differ (only scalars and rank-1 rows do)");
 };
 template <std::size_t... A, std::size_t... B>
-    requires(sizeof...(A) == sizeof...(B))
-struct broadcast_shapes<shape<A...>, shape<B...>> {
+requires(sizeof...(A) == sizeof...(B)) struct broadcast_shapes<shape<A...>, shape<B...>> {
     static_assert(((merge_extents(A, B) != 0) && ...), "psae: these two shapes do not broadcast: extents differ");
     using type = shape<merge_extents(A, B)...>;
 };
 template <std::size_t A, std::size_t B, std::size_t... C>
-    requires(sizeof...(C) > 0)
-struct broadcast_shapes<shape<A>, shape<B, C...>> {
+requires(sizeof...(C) > 0) struct broadcast_shapes<shape<A>, shape<B, C...>> {
     static_assert(merge_extents(A, shape<B, C...>::static_cols) != 0,
                   "psae: a row does not broadcast over this shape: last extents differ");
     using type = shape<B, C...>;
 };
 template <std::size_t A, std::size_t B, std::size_t... C>
-    requires(sizeof...(C) > 0)
-struct broadcast_shapes<shape<B, C...>, shape<A>> : broadcast_shapes<shape<A>, shape<B, C...>> {};
+requires(sizeof...(C) > 0) struct broadcast_shapes<shape<B, C...>, shape<A>>
+    : broadcast_shapes<shape<A>, shape<B, C...>> {
+};
 template <std::size_t... B>
-    requires(sizeof...(B) > 0)
-struct broadcast_shapes<shape<>, shape<B...>> {
+requires(sizeof...(B) > 0) struct broadcast_shapes<shape<>, shape<B...>> {
     using type = shape<B...>;
 };
 template <std::size_t... A>
-    requires(sizeof...(A) > 0)
-struct broadcast_shapes<shape<A...>, shape<>> {
+requires(sizeof...(A) > 0) struct broadcast_shapes<shape<A...>, shape<>> {
     using type = shape<A...>;
 };
 
@@ -206,7 +204,9 @@ template <class T, class Shape, space Space>
 void as_node(const tensor<T, Shape, Space>&& t) = delete;
 
 template <class X>
-concept operand = requires(const X& x) { requires node<std::remove_cvref_t<decltype(as_node(x))>>; };
+concept operand = requires(const X& x) {
+    requires node<std::remove_cvref_t<decltype(as_node(x))>>;
+};
 template <class X>
 using node_t = std::remove_cvref_t<decltype(as_node(std::declval<const X&>()))>;
 
@@ -234,8 +234,7 @@ constexpr void refuse_temporary_owner() {
 
 // map(f, a, b, ...): the functor f at every position of the arguments.
 template <class F, class... X>
-    requires(operand<std::remove_cvref_t<X>> && ...)
-auto map(const F& f, X&&... x) {
+requires(operand<std::remove_cvref_t<X>>&&...) auto map(const F& f, X&&... x) {
     (detail::refuse_temporary_owner<X&&>(), ...);
     return detail::make_map(f, as_node(x)...);
 }

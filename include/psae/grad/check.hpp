@@ -16,23 +16,24 @@
 namespace psae {
 
 struct gradient_disagreement {
-    double error = 0;           // |analytic - numeric| / (largest |numeric| of that parameter, at least 1e-3)
+    double error = 0;  // |analytic - numeric| / (largest |numeric| of that parameter, at least 1e-3)
     double analytic = 0, numeric = 0;
-    std::string where;          // "W_enc[17]"
+    std::string where;  // "W_enc[17]"
 };
 
-// Copies a collected gradient to dense memory, row by row. out: the parameter's size; zeros where nothing was collected.
+// Copies a collected gradient to dense memory, row by row. out: the parameter's size; zeros where nothing was
+// collected.
 template <class T, class Shape>
 void read_gradient(const parameter<T, Shape>& p, T* out) {
     const std::size_t cols = Shape::rank == 1 ? 1 : p.shape().cols();
     for (std::size_t f = 0; f < p.size() / cols; ++f) gradient_row(*p.gradient, f, cols, out + f * cols);
 }
 
-// Compares every `stride`-th element of every parameter of `model` (which has each_parameter). `loss` takes tokens bound to a
-// tape and returns a scalar expression. Returns the worst disagreement.
+// Compares every `stride`-th element of every parameter of `model` (which has each_parameter). `loss` takes tokens
+// bound to a tape and returns a scalar expression. Returns the worst disagreement.
 template <class Model, class Loss, class T, class Shape>
-gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const T, Shape> tokens, std::size_t stride = 1,
-                                      double step = 1e-6) {
+gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const T, Shape> tokens,
+                                      std::size_t stride = 1, double step = 1e-6) {
     cpu device;
     arena<> scratch;
     const auto value = [&] {
@@ -72,7 +73,9 @@ gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const
         }
         for (std::size_t i = 0; i < p.size(); i += stride) {
             const double error = std::abs(static_cast<double>(analytic[i] - numeric[i])) / largest;
-            if (!(error <= worst.error)) worst = {error, double(analytic[i]), double(numeric[i]), std::string(name) + "[" + std::to_string(i) + "]"};
+            if (!(error <= worst.error))
+                worst = {error, double(analytic[i]), double(numeric[i]),
+                         std::string(name) + "[" + std::to_string(i) + "]"};
         }
     });
     model.each_parameter([&](const char*, auto& p) { p.gradient = nullptr; });

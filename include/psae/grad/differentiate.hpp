@@ -1,6 +1,6 @@
 #pragma once
-// Derivatives of expressions. The cotangent of each leaf is itself an expression (the cotangent of the whole times the partial
-// derivatives on the way down), so the kernels that evaluate and reduce expressions compute gradients too.
+// Derivatives of expressions. The cotangent of each leaf is itself an expression (the cotangent of the whole times the
+// partial derivatives on the way down), so the kernels that evaluate and reduce expressions compute gradients too.
 
 #include <psae/grad/tape.hpp>
 
@@ -26,9 +26,9 @@ inline constexpr bool is_map<map_node<F, A...>> = true;
 template <class F>
 inline constexpr bool is_linear = std::is_same_v<F, plus> || std::is_same_v<F, minus> || std::is_same_v<F, negate>;
 
-// True if the gradients of all leaves follow from the column sums of the cotangent: the differentiable leaves are rows that
-// are the same for every token, and enter linearly with constant coefficients. (x - b_dec is the case that matters: the
-// encoder's input gradient is then a matrix-vector product instead of a GEMM.)
+// True if the gradients of all leaves follow from the column sums of the cotangent: the differentiable leaves are rows
+// that are the same for every token, and enter linearly with constant coefficients. (x - b_dec is the case that
+// matters: the encoder's input gradient is then a matrix-vector product instead of a GEMM.)
 template <class N>
 struct column_sums_suffice : std::bool_constant<!differentiable<N> || N::shape_type::rank <= 1> {};
 template <class F, class... A>
@@ -37,7 +37,8 @@ struct column_sums_suffice<map_node<F, A...>>
 
 }  // namespace detail
 
-// Adds `cotangent` (an expression) to the gradient of a dense leaf with these extents, summing over what the leaf broadcasts.
+// Adds `cotangent` (an expression) to the gradient of a dense leaf with these extents, summing over what the leaf
+// broadcasts.
 template <class Tape, class T, class Shape, class G>
 void add_to_gradient(Tape& t, gradient<T>& adjoint, const Shape& extents, const G& cotangent) {
     using from = typename G::shape_type;
@@ -67,11 +68,14 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
             [&]<std::size_t... I>(std::index_sequence<I...>) {
                 (..., [&] {
                     if constexpr (differentiable<A>) {
-                        const auto partial = map_node<detail::partial_functor<F, I>, A...>{{m.functor}, m.arguments, m.extents};
-                        accumulate_gradients(t, detail::get<I>(m.arguments), detail::make_map(times{}, cotangent, partial));
+                        const auto partial =
+                            map_node<detail::partial_functor<F, I>, A...>{{m.functor}, m.arguments, m.extents};
+                        accumulate_gradients(t, detail::get<I>(m.arguments),
+                                             detail::make_map(times{}, cotangent, partial));
                     }
                 }());
-            }(std::index_sequence_for<A...>{});
+            }
+            (std::index_sequence_for<A...>{});
         }(n);
     } else if (n.adjoint != nullptr) {
         const write how = n.adjoint->written ? write::add : write::overwrite;
@@ -80,8 +84,8 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
             n.adjoint->written = true;
         } else if constexpr (over_codes<G>) {
             using S = typename N::shape_type;
-            codes_scatter(t.device(), t.dense(*n.adjoint, n.size()), n.size(), *detail::codes_of(cotangent), cotangent, how,
-                          [](std::size_t token, std::size_t latent) -> std::size_t {
+            codes_scatter(t.device(), t.dense(*n.adjoint, n.size()), n.size(), *detail::codes_of(cotangent), cotangent,
+                          how, [](std::size_t token, std::size_t latent) -> std::size_t {
                               return S::rank == 0 ? 0 : S::rank == 1 ? latent : token;
                           });
             n.adjoint->written = true;
@@ -103,7 +107,8 @@ void accumulate_column_sums(Tape& t, const N& n, const G& sums) {
                 const auto slopes = m.functor.derivative(static_cast<T>(I * 0)...);
                 (..., accumulate_column_sums(t, detail::get<I>(m.arguments),
                                              detail::make_map(times{}, sums, constant_node<T>{slopes.d[I]})));
-            }(std::index_sequence_for<A...>{});
+            }
+            (std::index_sequence_for<A...>{});
         }(n);
     } else {
         if (n.adjoint != nullptr) add_to_gradient(t, *n.adjoint, n.shape(), sums);

@@ -1,10 +1,11 @@
 #pragma once
 // Reverse-mode differentiation at the granularity of stages.
 //
-// A stage called on variables records itself on the tape and returns a typed variable; pointwise parts stay compile-time
-// expressions. Nothing runs until `tape.evaluate(loss)`, which runs the stages in order, and `tape.backward()`, which runs
-// their adjoints in reverse. (With mode::infer every stage runs when it is called and nothing is kept for gradients.)
-// Values, adjoints and the records themselves live in the arena: a step allocates nothing once the arena has its size.
+// A stage called on variables records itself on the tape and returns a typed variable; pointwise parts stay
+// compile-time expressions. Nothing runs until `tape.evaluate(loss)`, which runs the stages in order, and
+// `tape.backward()`, which runs their adjoints in reverse. (With mode::infer every stage runs when it is called and
+// nothing is kept for gradients.) Values, adjoints and the records themselves live in the arena: a step allocates
+// nothing once the arena has its size.
 
 #include <cstddef>
 #include <new>
@@ -25,8 +26,8 @@ struct gradient {
     bool written = false;
 };
 
-// A share of a weight gradient that is never stored dense: dW[f, :] = sum over the entries (t, f) of weight * rows[t, :].
-// With rows null it is a share of a bias gradient: db[f] = sum of weights.
+// A share of a weight gradient that is never stored dense: dW[f, :] = sum over the entries (t, f) of weight * rows[t,
+// :]. With rows null it is a share of a bias gradient: db[f] = sum of weights.
 template <class T>
 struct outer_product {
     const codes_view<T>* codes;
@@ -94,8 +95,8 @@ struct codes_variable {
     static constexpr bool is_over_codes = true;
 
     Tape* owner;
-    codes_view<T>* codes;         // filled when the encoder runs
-    psae::gradient<T>* adjoint;   // on the same support: [nnz]
+    codes_view<T>* codes;        // filled when the encoder runs
+    psae::gradient<T>* adjoint;  // on the same support: [nnz]
     std::size_t tokens, latents;
 
     PSAE_FN shape_type shape() const { return shape_type{tokens, latents}; }
@@ -152,7 +153,8 @@ auto codes_of_pack(const Pack& pack) {
             auto found = codes_of(pack.first);
             auto rest = codes_of_pack(pack.rest);
             if constexpr (!std::is_null_pointer_v<decltype(rest)>)
-                if (rest != found) throw error("an expression mixes codes of two encoders", "", "their supports differ");
+                if (rest != found)
+                    throw error("an expression mixes codes of two encoders", "", "their supports differ");
             return found;
         } else {
             return codes_of_pack(pack.rest);
@@ -182,7 +184,8 @@ class tape {
 public:
     static constexpr space memory = Backend::memory;
 
-    tape(Backend& device, psae::arena<memory>& scratch, psae::mode how) : device_(device), arena_(scratch), mode_(how) {}
+    tape(Backend& device, psae::arena<memory>& scratch, psae::mode how)
+        : device_(device), arena_(scratch), mode_(how) {}
     tape(const tape&) = delete;
     tape& operator=(const tape&) = delete;
 
@@ -251,14 +254,20 @@ public:
     }
 
     // Forgets the records. The arena is reset by its owner.
-    void clear() { first_ = last_ = done_ = nullptr; terms_count_ = 0; main_codes = nullptr; reconstruction = nullptr; }
+    void clear() {
+        first_ = last_ = done_ = nullptr;
+        terms_count_ = 0;
+        main_codes = nullptr;
+        reconstruction = nullptr;
+    }
 
     // Named scalars of the loss, in the order of their terms.
     static constexpr std::size_t max_terms = 16;
     template <class T>
     void add_term(const char* name, const T* value) {
         if (terms_count_ == max_terms) throw error("a loss has too many named terms", name, "at most 16");
-        terms_[terms_count_++] = {name, value, [](const void* v) { return static_cast<double>(*static_cast<const T*>(v)); }};
+        terms_[terms_count_++] = {name, value,
+                                  [](const void* v) { return static_cast<double>(*static_cast<const T*>(v)); }};
     }
     template <class F>
     void each_term(F&& f) const {

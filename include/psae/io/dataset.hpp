@@ -24,7 +24,7 @@ namespace psae {
 
 struct image_list {
     std::vector<std::filesystem::path> files;
-    std::vector<std::int32_t> labels;      // one per file, an index of class_names or -1
+    std::vector<std::int32_t> labels;  // one per file, an index of class_names or -1
     std::vector<std::string> class_names;
 };
 
@@ -64,7 +64,8 @@ inline image_list list_folder(std::filesystem::path folder, const list_options& 
     namespace fs = std::filesystem;
     if (!options.split.empty()) {
         if (!fs::is_directory(folder / options.split))
-            throw error("folder has no such split", folder.string(), "no sub-folder " + options.split, "the split of a folder is its sub-folder of that name");
+            throw error("folder has no such split", folder.string(), "no sub-folder " + options.split,
+                        "the split of a folder is its sub-folder of that name");
         folder /= options.split;
     }
     std::vector<fs::path> direct, classes;
@@ -91,7 +92,8 @@ inline image_list list_folder(std::filesystem::path folder, const list_options& 
 }
 
 // Rows of a table of text: fields separated by `separator`, quoted as RFC 4180 says. Gives each row its line number.
-inline std::vector<std::pair<std::size_t, std::vector<std::string>>> parse_table(std::string_view text, char separator, const std::string& where) {
+inline std::vector<std::pair<std::size_t, std::vector<std::string>>> parse_table(std::string_view text, char separator,
+                                                                                 const std::string& where) {
     if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // byte order mark
     std::vector<std::pair<std::size_t, std::vector<std::string>>> rows;
     std::size_t at = 0, line = 1;
@@ -103,7 +105,9 @@ inline std::vector<std::pair<std::size_t, std::vector<std::string>>> parse_table
             if (at < text.size() && text[at] == '"') {
                 quoted = true;
                 for (++at;; ++at) {
-                    if (at >= text.size()) throw error("table has a quote that does not end", where + ", line " + std::to_string(first_line));
+                    if (at >= text.size())
+                        throw error("table has a quote that does not end",
+                                    where + ", line " + std::to_string(first_line));
                     if (text[at] == '"' && (at + 1 >= text.size() || text[at + 1] != '"')) break;
                     if (text[at] == '"') ++at;
                     if (text[at] == '\n') ++line;
@@ -111,7 +115,8 @@ inline std::vector<std::pair<std::size_t, std::vector<std::string>>> parse_table
                 }
                 ++at;
             }
-            while (at < text.size() && text[at] != separator && text[at] != '\n' && text[at] != '\r') fields.back() += text[at++];
+            while (at < text.size() && text[at] != separator && text[at] != '\n' && text[at] != '\r')
+                fields.back() += text[at++];
             if (at < text.size() && text[at] == separator) {
                 fields.emplace_back();
                 ++at;
@@ -145,28 +150,36 @@ inline std::vector<std::string> sorted_classes(std::vector<std::string> names) {
 
 inline image_list list_table(const std::filesystem::path& path, char separator, const list_options& options) {
     const file_bytes bytes(path);
-    const auto rows = parse_table({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, separator, path.string());
-    if (rows.empty()) throw error("table is empty", path.string(), "expected a first row with the columns path,label and perhaps split");
+    const auto rows =
+        parse_table({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, separator, path.string());
+    if (rows.empty())
+        throw error("table is empty", path.string(),
+                    "expected a first row with the columns path,label and perhaps split");
     constexpr std::size_t none = ~std::size_t{0};
     std::size_t path_column = none, label_column = none, split_column = none;
     for (std::size_t i = 0; i < rows[0].second.size(); ++i) {
         const std::string name = lower_case(rows[0].second[i]);
-        for (const auto& [known, column] : {std::pair{"path", &path_column}, {"label", &label_column}, {"split", &split_column}})
+        for (const auto& [known, column] :
+             {std::pair{"path", &path_column}, {"label", &label_column}, {"split", &split_column}})
             if (name == known) {
                 if (*column != none) throw error("table has a column twice", path.string(), "column " + name);
                 *column = i;
             }
     }
-    if (path_column == none) throw error("table has no column path", path.string(), "expected a first row with the columns path,label and perhaps split");
-    if (!options.split.empty() && split_column == none) throw error("table has no column split", path.string(), "split " + options.split + " was asked for");
+    if (path_column == none)
+        throw error("table has no column path", path.string(),
+                    "expected a first row with the columns path,label and perhaps split");
+    if (!options.split.empty() && split_column == none)
+        throw error("table has no column split", path.string(), "split " + options.split + " was asked for");
     // The classes are those of the whole table, so that a label is the same number in every split.
     image_list list;
     std::vector<std::string> names;
     for (std::size_t r = 1; r < rows.size(); ++r) {
         const auto& [line, fields] = rows[r];
         if (fields.size() != rows[0].second.size())
-            throw error("table row has a wrong number of fields", path.string() + ", line " + std::to_string(line),
-                        "expected " + std::to_string(rows[0].second.size()) + ", found " + std::to_string(fields.size()));
+            throw error(
+                "table row has a wrong number of fields", path.string() + ", line " + std::to_string(line),
+                "expected " + std::to_string(rows[0].second.size()) + ", found " + std::to_string(fields.size()));
         if (fields[path_column].empty() || fields[path_column].find('\0') != std::string::npos)
             throw error("table row has no usable path", path.string() + ", line " + std::to_string(line));
         if (label_column != none && !fields[label_column].empty()) names.push_back(fields[label_column]);
@@ -178,7 +191,8 @@ inline image_list list_table(const std::filesystem::path& path, char separator, 
         const auto& fields = rows[r].second;
         if (!options.split.empty() && fields[split_column] != options.split) continue;
         list.files.push_back((path.parent_path() / fields[path_column]).lexically_normal());
-        list.labels.push_back(label_column != none && !fields[label_column].empty() ? number.at(fields[label_column]) : -1);
+        list.labels.push_back(label_column != none && !fields[label_column].empty() ? number.at(fields[label_column])
+                                                                                    : -1);
     }
     return list;
 }
@@ -186,8 +200,10 @@ inline image_list list_table(const std::filesystem::path& path, char separator, 
 }  // namespace detail
 
 // Lists the images of one source:
-//   a folder        its sub-folders, sorted, are the classes, with all images below them (.png, .jpg, .jpeg in any case, sorted);
-//                   images in the folder itself come first and have label -1; names that begin with a dot are passed over
+//   a folder        its sub-folders, sorted, are the classes, with all images below them (.png, .jpg, .jpeg in any
+//   case, sorted);
+//                   images in the folder itself come first and have label -1; names that begin with a dot are passed
+//                   over
 //   a .csv or .tsv  columns path, label and perhaps split, named in the first row; paths are relative to the table;
 //                   classes are the labels sorted (by value if all are whole numbers), an empty label is -1
 //   an image file   itself, label -1
@@ -199,13 +215,18 @@ inline image_list read_image_list(const std::filesystem::path& path, const list_
         const std::string extension = detail::lower_case(path.extension().string());
         if (!fs::exists(path)) throw error("no such file or folder", path.string());
         if (fs::is_directory(path)) list = detail::list_folder(path, options);
-        else if (extension == ".csv" || extension == ".tsv") list = detail::list_table(path, extension == ".csv" ? ',' : '\t', options);
+        else if (extension == ".csv" || extension == ".tsv")
+            list = detail::list_table(path, extension == ".csv" ? ',' : '\t', options);
         else if (detail::has_image_name(path)) list.files = {path}, list.labels = {-1};
-        else throw error("not a list of images", path.string(), "expected a folder, a .csv or .tsv table, or a .png or .jpg file");
+        else
+            throw error("not a list of images", path.string(),
+                        "expected a folder, a .csv or .tsv table, or a .png or .jpg file");
     } catch (const fs::filesystem_error& e) {
         throw error("folder cannot be read", e.path1().string(), e.code().message());
     }
-    if (list.files.empty()) throw error("no images found", path.string(), options.split.empty() ? "" : "split " + options.split, "files ending in .png, .jpg or .jpeg are taken");
+    if (list.files.empty())
+        throw error("no images found", path.string(), options.split.empty() ? "" : "split " + options.split,
+                    "files ending in .png, .jpg or .jpeg are taken");
     if (options.limit != 0 && list.files.size() > options.limit) {
         list.files.resize(options.limit);
         list.labels.resize(options.limit);
@@ -227,7 +248,8 @@ inline image_list read_image_list(std::span<const std::filesystem::path> paths, 
             if (added) all.class_names.push_back(name);
             renamed.push_back(at->second);
         }
-        for (std::size_t i = 0; i < part.files.size() && (options.limit == 0 || all.files.size() < options.limit); ++i) {
+        for (std::size_t i = 0; i < part.files.size() && (options.limit == 0 || all.files.size() < options.limit);
+             ++i) {
             all.files.push_back(part.files[i]);
             all.labels.push_back(part.labels[i] < 0 ? -1 : renamed[static_cast<std::size_t>(part.labels[i])]);
         }

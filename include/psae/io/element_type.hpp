@@ -21,10 +21,21 @@ enum class element_type { boolean, i8, u8, i16, u16, i32, u32, i64, u64, f16, bf
 
 inline std::size_t size_of(element_type t) {
     switch (t) {
-        case element_type::boolean: case element_type::i8: case element_type::u8: return 1;
-        case element_type::i16: case element_type::u16: case element_type::f16: case element_type::bf16: return 2;
-        case element_type::i32: case element_type::u32: case element_type::f32: return 4;
-        default: return 8;
+        case element_type::boolean:
+        case element_type::i8:
+        case element_type::u8:
+            return 1;
+        case element_type::i16:
+        case element_type::u16:
+        case element_type::f16:
+        case element_type::bf16:
+            return 2;
+        case element_type::i32:
+        case element_type::u32:
+        case element_type::f32:
+            return 4;
+        default:
+            return 8;
     }
 }
 
@@ -69,10 +80,11 @@ bool fits_integer(From x) {
     }
 }
 
-// `count` elements of type `t` at `data` (any alignment), each converted to T. A number that an integer type T cannot hold
-// (too large, negative, a fraction, NaN) is an error that names `where` and the element; nothing wraps around.
+// `count` elements of type `t` at `data` (any alignment), each converted to T. A number that an integer type T cannot
+// hold (too large, negative, a fraction, NaN) is an error that names `where` and the element; nothing wraps around.
 template <class T>
-std::vector<T> convert_elements(element_type t, const std::byte* data, std::size_t count, const std::string& where = {}) {
+std::vector<T> convert_elements(element_type t, const std::byte* data, std::size_t count,
+                                const std::string& where = {}) {
     std::vector<T> out(count);
     const auto copy = [&]<class From>(From, auto&& widened) {
         for (std::size_t i = 0; i < count; ++i) {
@@ -81,26 +93,52 @@ std::vector<T> convert_elements(element_type t, const std::byte* data, std::size
             const auto value = widened(x);
             if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
                 if (!fits_integer<T>(value))
-                    throw error("value does not fit the integer type it is read as", where + ", element " + std::to_string(i),
-                                "found " + std::to_string(value));
+                    throw error("value does not fit the integer type it is read as",
+                                where + ", element " + std::to_string(i), "found " + std::to_string(value));
             out[i] = static_cast<T>(value);
         }
     };
     const auto same = [](auto x) { return x; };
     switch (t) {
-        case element_type::boolean: copy(std::uint8_t{}, [](std::uint8_t x) { return x != 0; }); break;
-        case element_type::i8: copy(std::int8_t{}, same); break;
-        case element_type::u8: copy(std::uint8_t{}, same); break;
-        case element_type::i16: copy(std::int16_t{}, same); break;
-        case element_type::u16: copy(std::uint16_t{}, same); break;
-        case element_type::i32: copy(std::int32_t{}, same); break;
-        case element_type::u32: copy(std::uint32_t{}, same); break;
-        case element_type::i64: copy(std::int64_t{}, same); break;
-        case element_type::u64: copy(std::uint64_t{}, same); break;
-        case element_type::f16: copy(half{}, [](half x) { return widen(x); }); break;
-        case element_type::bf16: copy(bf16{}, [](bf16 x) { return widen(x); }); break;
-        case element_type::f32: copy(float{}, same); break;
-        case element_type::f64: copy(double{}, same); break;
+        case element_type::boolean:
+            copy(std::uint8_t{}, [](std::uint8_t x) { return x != 0; });
+            break;
+        case element_type::i8:
+            copy(std::int8_t{}, same);
+            break;
+        case element_type::u8:
+            copy(std::uint8_t{}, same);
+            break;
+        case element_type::i16:
+            copy(std::int16_t{}, same);
+            break;
+        case element_type::u16:
+            copy(std::uint16_t{}, same);
+            break;
+        case element_type::i32:
+            copy(std::int32_t{}, same);
+            break;
+        case element_type::u32:
+            copy(std::uint32_t{}, same);
+            break;
+        case element_type::i64:
+            copy(std::int64_t{}, same);
+            break;
+        case element_type::u64:
+            copy(std::uint64_t{}, same);
+            break;
+        case element_type::f16:
+            copy(half{}, [](half x) { return widen(x); });
+            break;
+        case element_type::bf16:
+            copy(bf16{}, [](bf16 x) { return widen(x); });
+            break;
+        case element_type::f32:
+            copy(float{}, same);
+            break;
+        case element_type::f64:
+            copy(double{}, same);
+            break;
     }
     return out;
 }

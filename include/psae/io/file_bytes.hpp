@@ -31,7 +31,8 @@ public:
         if (!regular) throw error("not a regular file", path.string());
         if (data_ == MAP_FAILED) throw error("file cannot be mapped", path.string(), std::strerror(errno));
     }
-    file_bytes(file_bytes&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    file_bytes(file_bytes&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
     file_bytes& operator=(file_bytes&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);

@@ -1,6 +1,7 @@
 #pragma once
-// Pictures: PNG (all colour types, depths and interlacing, every checksum verified) and JPEG (libjpeg-turbo, decoded as Pillow
-// does), to 8-bit RGB. EXIF orientation is ignored, as Pillow does on opening; 16-bit samples are read by their high byte.
+// Pictures: PNG (all colour types, depths and interlacing, every checksum verified) and JPEG (libjpeg-turbo, decoded as
+// Pillow does), to 8-bit RGB. EXIF orientation is ignored, as Pillow does on opening; 16-bit samples are read by their
+// high byte.
 
 #include <algorithm>
 #include <csetjmp>
@@ -43,7 +44,8 @@ public:
         out.rgb.resize(width_ * height_ * 3);
         const std::uint8_t* at = raw_.data();
         if (interlaced_) {
-            constexpr std::size_t x0[7] = {0, 4, 0, 2, 0, 1, 0}, y0[7] = {0, 0, 4, 0, 2, 0, 1}, dx[7] = {8, 8, 4, 4, 2, 2, 1}, dy[7] = {8, 8, 8, 4, 4, 2, 2};
+            constexpr std::size_t x0[7] = {0, 4, 0, 2, 0, 1, 0}, y0[7] = {0, 0, 4, 0, 2, 0, 1},
+                                  dx[7] = {8, 8, 4, 4, 2, 2, 1}, dy[7] = {8, 8, 8, 4, 4, 2, 2};
             for (int p = 0; p < 7; ++p) at = pass(at, out, x0[p], y0[p], dx[p], dy[p]);
         } else {
             pass(at, out, 0, 0, 1, 1);
@@ -52,9 +54,12 @@ public:
     }
 
 private:
-    [[noreturn]] void fail(const std::string& what, const std::string& expected = {}) const { throw error(what, where_, expected); }
+    [[noreturn]] void fail(const std::string& what, const std::string& expected = {}) const {
+        throw error(what, where_, expected);
+    }
     std::uint32_t u32(std::size_t at) const {
-        return std::uint32_t{data_[at]} << 24 | std::uint32_t{data_[at + 1]} << 16 | std::uint32_t{data_[at + 2]} << 8 | data_[at + 3];
+        return std::uint32_t{data_[at]} << 24 | std::uint32_t{data_[at + 1]} << 16 | std::uint32_t{data_[at + 2]} << 8 |
+               data_[at + 3];
     }
     std::size_t row_bytes(std::size_t columns) const { return (columns * channels_ * depth_ + 7) / 8; }
 
@@ -69,7 +74,9 @@ private:
         while (!done) {
             if (size_ - at < 12) fail("PNG is truncated", "another chunk at byte " + std::to_string(at));
             const std::size_t length = u32(at);
-            if (length > size_ - at - 12) fail("PNG is truncated", "a chunk of " + std::to_string(length) + " bytes at byte " + std::to_string(at));
+            if (length > size_ - at - 12)
+                fail("PNG is truncated",
+                     "a chunk of " + std::to_string(length) + " bytes at byte " + std::to_string(at));
             const std::string type(reinterpret_cast<const char*>(data_) + at + 4, 4);
             const std::uint8_t* body = data_ + at + 8;
             if (static_cast<std::uint32_t>(crc32_z(0, data_ + at + 4, length + 4)) != u32(at + 8 + length))
@@ -94,7 +101,9 @@ private:
             }
             at += length + 12;
         }
-        if (raw_.size() != expected_) fail("PNG holds too little image data", std::to_string(expected_) + " bytes, found " + std::to_string(raw_.size()));
+        if (raw_.size() != expected_)
+            fail("PNG holds too little image data",
+                 std::to_string(expected_) + " bytes, found " + std::to_string(raw_.size()));
         if (!finished) fail("PNG image data do not end properly");
         if (colour_ == 3 && palette_.empty()) fail("PNG has no palette");
     }
@@ -105,20 +114,25 @@ private:
         depth_ = data_[at + 8];
         colour_ = data_[at + 9];
         interlaced_ = data_[at + 12] == 1;
-        if (width_ == 0 || height_ == 0) fail("PNG has no pixels", std::to_string(width_) + " x " + std::to_string(height_));
+        if (width_ == 0 || height_ == 0)
+            fail("PNG has no pixels", std::to_string(width_) + " x " + std::to_string(height_));
         if (width_ > max_pixels || height_ > max_pixels / width_)
-            fail("picture is too large", "at most " + std::to_string(max_pixels) + " pixels, found " + std::to_string(width_) + " x " + std::to_string(height_));
+            fail("picture is too large", "at most " + std::to_string(max_pixels) + " pixels, found " +
+                                             std::to_string(width_) + " x " + std::to_string(height_));
         const bool depth_fits = colour_ == 0 ? depth_ == 1 || depth_ == 2 || depth_ == 4 || depth_ == 8 || depth_ == 16
-                              : colour_ == 3 ? depth_ == 1 || depth_ == 2 || depth_ == 4 || depth_ == 8
-                                             : depth_ == 8 || depth_ == 16;
+                                : colour_ == 3 ? depth_ == 1 || depth_ == 2 || depth_ == 4 || depth_ == 8
+                                               : depth_ == 8 || depth_ == 16;
         if ((colour_ != 0 && colour_ != 2 && colour_ != 3 && colour_ != 4 && colour_ != 6) || !depth_fits)
-            fail("PNG colour type is not valid", "type " + std::to_string(colour_) + " with " + std::to_string(depth_) + " bits");
+            fail("PNG colour type is not valid",
+                 "type " + std::to_string(colour_) + " with " + std::to_string(depth_) + " bits");
         if (data_[at + 10] != 0 || data_[at + 11] != 0 || data_[at + 12] > 1) fail("PNG header is not valid");
         channels_ = colour_ == 2 ? 3 : colour_ == 4 ? 2 : colour_ == 6 ? 4 : 1;
         const auto bytes = [&](std::size_t w, std::size_t h) { return w == 0 || h == 0 ? 0 : h * (1 + row_bytes(w)); };
         if (interlaced_) {
-            constexpr std::size_t x0[7] = {0, 4, 0, 2, 0, 1, 0}, y0[7] = {0, 0, 4, 0, 2, 0, 1}, dx[7] = {8, 8, 4, 4, 2, 2, 1}, dy[7] = {8, 8, 8, 4, 4, 2, 2};
-            for (int p = 0; p < 7; ++p) expected_ += bytes((width_ + dx[p] - 1 - x0[p]) / dx[p], (height_ + dy[p] - 1 - y0[p]) / dy[p]);
+            constexpr std::size_t x0[7] = {0, 4, 0, 2, 0, 1, 0}, y0[7] = {0, 0, 4, 0, 2, 0, 1},
+                                  dx[7] = {8, 8, 4, 4, 2, 2, 1}, dy[7] = {8, 8, 8, 4, 4, 2, 2};
+            for (int p = 0; p < 7; ++p)
+                expected_ += bytes((width_ + dx[p] - 1 - x0[p]) / dx[p], (height_ + dy[p] - 1 - y0[p]) / dy[p]);
         } else {
             expected_ = bytes(width_, height_);
         }
@@ -142,8 +156,10 @@ private:
     }
 
     // Unfilters the rows of one pass and puts their pixels in place; returns the end of the pass.
-    const std::uint8_t* pass(const std::uint8_t* at, image& out, std::size_t x0, std::size_t y0, std::size_t dx, std::size_t dy) {
-        const std::size_t columns = x0 < width_ ? (width_ - x0 + dx - 1) / dx : 0, rows = y0 < height_ ? (height_ - y0 + dy - 1) / dy : 0;
+    const std::uint8_t* pass(const std::uint8_t* at, image& out, std::size_t x0, std::size_t y0, std::size_t dx,
+                             std::size_t dy) {
+        const std::size_t columns = x0 < width_ ? (width_ - x0 + dx - 1) / dx : 0,
+                          rows = y0 < height_ ? (height_ - y0 + dy - 1) / dy : 0;
         if (columns == 0 || rows == 0) return at;
         const std::size_t bytes = row_bytes(columns), step = std::max<std::size_t>(1, channels_ * depth_ / 8);
         std::vector<std::uint8_t> above(bytes, 0), row(bytes);
@@ -163,7 +179,8 @@ private:
                 }
                 row[i] = static_cast<std::uint8_t>(at[i] + predicted);
             }
-            for (std::size_t c = 0; c < columns; ++c) put(row.data(), c, out.rgb.data() + ((y0 + r * dy) * width_ + x0 + c * dx) * 3);
+            for (std::size_t c = 0; c < columns; ++c)
+                put(row.data(), c, out.rgb.data() + ((y0 + r * dy) * width_ + x0 + c * dx) * 3);
             std::swap(above, row);
         }
         return at;
@@ -222,9 +239,10 @@ struct jpeg_errors : jpeg_error_mgr {
     bool premature_end;
 };
 
-// Decodes into `out`; on failure fills `errors.message` and returns false. No C++ object lives in this frame: longjmp leaves it.
-inline bool decode_jpeg_into(jpeg_decompress_struct& info, jpeg_errors& errors, const std::uint8_t* data, std::size_t size,
-                             std::vector<std::uint8_t>& row, image& out) {
+// Decodes into `out`; on failure fills `errors.message` and returns false. No C++ object lives in this frame: longjmp
+// leaves it.
+inline bool decode_jpeg_into(jpeg_decompress_struct& info, jpeg_errors& errors, const std::uint8_t* data,
+                             std::size_t size, std::vector<std::uint8_t>& row, image& out) {
     if (setjmp(errors.jump)) return false;
     jpeg_create_decompress(&info);
     jpeg_mem_src(&info, data, static_cast<unsigned long>(size));
@@ -232,7 +250,8 @@ inline bool decode_jpeg_into(jpeg_decompress_struct& info, jpeg_errors& errors, 
     const std::size_t pixels = std::size_t{info.image_width} * info.image_height;
     // An 8 x 8 block of a JPEG takes at least two bits, so a picture cannot be much larger than its file.
     if (pixels > max_pixels || pixels / 1000 > size + 1000) {
-        std::snprintf(errors.message, sizeof errors.message, "it claims %u x %u pixels in %zu bytes", info.image_width, info.image_height, size);
+        std::snprintf(errors.message, sizeof errors.message, "it claims %u x %u pixels in %zu bytes", info.image_width,
+                      info.image_height, size);
         return false;
     }
     info.dct_method = JDCT_ISLOW;
@@ -297,22 +316,23 @@ inline image decode_jpeg(const std::uint8_t* data, std::size_t size, const std::
 
 }  // namespace detail
 
-// Reads a PNG or JPEG file, told apart by its first bytes. Throws psae::error naming the file and what is wrong with it.
+// Reads a PNG or JPEG file, told apart by its first bytes. Throws psae::error naming the file and what is wrong with
+// it.
 inline image read_image(const std::filesystem::path& path, alpha_mode alpha = alpha_mode::white) {
     const file_bytes bytes(path);
     const auto* data = reinterpret_cast<const std::uint8_t*>(bytes.data());
     const std::string where = path.string();
-    if (bytes.size() >= 8 && std::memcmp(data, "\x89PNG\r\n\x1a\n", 8) == 0) return detail::png_decoder(data, bytes.size(), where, alpha).decode();
-    if (bytes.size() >= 3 && std::memcmp(data, "\xff\xd8\xff", 3) == 0) return detail::decode_jpeg(data, bytes.size(), where);
+    if (bytes.size() >= 8 && std::memcmp(data, "\x89PNG\r\n\x1a\n", 8) == 0)
+        return detail::png_decoder(data, bytes.size(), where, alpha).decode();
+    if (bytes.size() >= 3 && std::memcmp(data, "\xff\xd8\xff", 3) == 0)
+        return detail::decode_jpeg(data, bytes.size(), where);
     throw error("not a picture", where, "expected a PNG or JPEG file", bytes.size() == 0 ? "the file is empty" : "");
 }
 
 // Writes an 8-bit RGB PNG.
 inline void write_png(const std::filesystem::path& path, const image& picture) {
     std::string out("\x89PNG\r\n\x1a\n", 8);
-    const auto u32 = [](std::size_t v) {
-        return std::string{char(v >> 24), char(v >> 16), char(v >> 8), char(v)};
-    };
+    const auto u32 = [](std::size_t v) { return std::string{char(v >> 24), char(v >> 16), char(v >> 8), char(v)}; };
     const auto chunk = [&](const std::string& type_and_body) {
         out += u32(type_and_body.size() - 4) + type_and_body;
         out += u32(crc32_z(0, reinterpret_cast<const Bytef*>(type_and_body.data()), type_and_body.size()));
@@ -323,12 +343,14 @@ inline void write_png(const std::filesystem::path& path, const image& picture) {
     for (std::size_t y = 0; y < picture.height; ++y) {
         rows.push_back(1);  // each byte as the difference from the pixel to its left
         const std::uint8_t* row = picture.rgb.data() + y * picture.width * 3;
-        for (std::size_t i = 0; i < picture.width * 3; ++i) rows.push_back(static_cast<std::uint8_t>(row[i] - (i >= 3 ? row[i - 3] : 0)));
+        for (std::size_t i = 0; i < picture.width * 3; ++i)
+            rows.push_back(static_cast<std::uint8_t>(row[i] - (i >= 3 ? row[i - 3] : 0)));
     }
     uLongf size = compressBound(static_cast<uLong>(rows.size()));
     std::string body(4 + size, '\0');
     std::memcpy(body.data(), "IDAT", 4);
-    if (compress2(reinterpret_cast<Bytef*>(body.data()) + 4, &size, rows.data(), static_cast<uLong>(rows.size()), 6) != Z_OK)
+    if (compress2(reinterpret_cast<Bytef*>(body.data()) + 4, &size, rows.data(), static_cast<uLong>(rows.size()), 6) !=
+        Z_OK)
         throw error("picture cannot be compressed", path.string());
     body.resize(4 + size);
     chunk(body);

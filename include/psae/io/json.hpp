@@ -1,5 +1,6 @@
 #pragma once
-// JSON through RapidJSON: parsed iteratively (hostile nesting costs no stack), and typed reading with errors that name file and key.
+// JSON through RapidJSON: parsed iteratively (hostile nesting costs no stack), and typed reading with errors that name
+// file and key.
 
 #include <cstddef>
 #include <filesystem>
@@ -9,8 +10,8 @@
 
 #include <rapidjson/document.h>
 #include <rapidjson/error/en.h>
-#include <rapidjson/stringbuffer.h>
 #include <rapidjson/prettywriter.h>
+#include <rapidjson/stringbuffer.h>
 #include <rapidjson/writer.h>
 
 #include <psae/io/file_bytes.hpp>
@@ -51,8 +52,8 @@ inline void check_json_depth(std::string_view text, const std::string& where) {
 inline rapidjson::Document parse_json(std::string_view text, const std::string& where) {
     detail::check_json_depth(text, where);
     rapidjson::Document document;
-    document.Parse<rapidjson::kParseIterativeFlag | rapidjson::kParseValidateEncodingFlag | rapidjson::kParseFullPrecisionFlag>(
-        text.data(), text.size());
+    document.Parse<rapidjson::kParseIterativeFlag | rapidjson::kParseValidateEncodingFlag |
+                   rapidjson::kParseFullPrecisionFlag>(text.data(), text.size());
     if (document.HasParseError())
         throw error("not valid JSON", where + ", byte " + std::to_string(document.GetErrorOffset()),
                     rapidjson::GetParseError_En(document.GetParseError()));
@@ -95,29 +96,37 @@ inline std::string found_json(const rapidjson::Value& value) {
 inline double json_number(const rapidjson::Value& object, const char* key, double otherwise, const std::string& where) {
     const auto* v = find_member(object, key);
     if (v == nullptr) return otherwise;
-    if (!v->IsNumber()) throw error("configuration field is not a number", where + ", key " + key, detail::found_json(*v));
+    if (!v->IsNumber())
+        throw error("configuration field is not a number", where + ", key " + key, detail::found_json(*v));
     return v->GetDouble();
 }
 // A member that counts something: an integer, not negative. Without a default it must be there.
 inline std::size_t json_size(const rapidjson::Value& object, const char* key, const std::string& where) {
     const auto* v = find_member(object, key);
-    if (v == nullptr) throw error("configuration field is missing", where + ", key " + key, "expected a non-negative integer");
-    if (!v->IsUint64()) throw error("configuration field is not a non-negative integer", where + ", key " + key, detail::found_json(*v));
+    if (v == nullptr)
+        throw error("configuration field is missing", where + ", key " + key, "expected a non-negative integer");
+    if (!v->IsUint64())
+        throw error("configuration field is not a non-negative integer", where + ", key " + key,
+                    detail::found_json(*v));
     return v->GetUint64();
 }
-inline std::size_t json_size(const rapidjson::Value& object, const char* key, std::size_t otherwise, const std::string& where) {
+inline std::size_t json_size(const rapidjson::Value& object, const char* key, std::size_t otherwise,
+                             const std::string& where) {
     return find_member(object, key) == nullptr ? otherwise : json_size(object, key, where);
 }
-inline std::string json_string(const rapidjson::Value& object, const char* key, const std::string& otherwise, const std::string& where) {
+inline std::string json_string(const rapidjson::Value& object, const char* key, const std::string& otherwise,
+                               const std::string& where) {
     const auto* v = find_member(object, key);
     if (v == nullptr) return otherwise;
-    if (!v->IsString()) throw error("configuration field is not a string", where + ", key " + key, detail::found_json(*v));
+    if (!v->IsString())
+        throw error("configuration field is not a string", where + ", key " + key, detail::found_json(*v));
     return {v->GetString(), v->GetStringLength()};
 }
 inline bool json_bool(const rapidjson::Value& object, const char* key, bool otherwise, const std::string& where) {
     const auto* v = find_member(object, key);
     if (v == nullptr) return otherwise;
-    if (!v->IsBool()) throw error("configuration field is not true or false", where + ", key " + key, detail::found_json(*v));
+    if (!v->IsBool())
+        throw error("configuration field is not true or false", where + ", key " + key, detail::found_json(*v));
     return v->GetBool();
 }
 

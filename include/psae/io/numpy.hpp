@@ -1,6 +1,6 @@
 #pragma once
-// numpy's .npy (versions 1 to 3) and .npz. Read: booleans, integers, floats of either byte order, C or Fortran order, and
-// unicode or byte strings; structured types and objects are refused. Write: plain numbers and strings, C order.
+// numpy's .npy (versions 1 to 3) and .npz. Read: booleans, integers, floats of either byte order, C or Fortran order,
+// and unicode or byte strings; structured types and objects are refused. Write: plain numbers and strings, C order.
 
 #include <algorithm>
 #include <cctype>
@@ -19,15 +19,16 @@ namespace psae {
 struct array {
     element_type type = element_type::f32;
     std::vector<std::size_t> shape;
-    std::vector<std::byte> data;         // C order, native
-    std::vector<std::string> strings;    // instead of data for unicode (as UTF-8) and byte-string arrays
+    std::vector<std::byte> data;       // C order, native
+    std::vector<std::string> strings;  // instead of data for unicode (as UTF-8) and byte-string arrays
     std::size_t size() const { return *checked_product(shape); }
 };
 
 // The elements converted to T; an error for strings and for numbers that an integer type T cannot hold.
 template <class T = float>
 std::vector<T> values(const array& a) {
-    if (!a.strings.empty()) throw error("array holds strings where numbers are expected", "array of shape " + shape_text(a.shape));
+    if (!a.strings.empty())
+        throw error("array holds strings where numbers are expected", "array of shape " + shape_text(a.shape));
     return convert_elements<T>(a.type, a.data.data(), a.data.size() / size_of(a.type));
 }
 inline std::vector<float> to_floats(const array& a) { return values<float>(a); }
@@ -41,7 +42,10 @@ struct npy_type {
 };
 
 inline npy_type parse_descr(const std::string& descr, const std::string& where) {
-    const auto refuse = [&] { return error("array has an element type that is not read", where, "'" + descr + "'", "booleans, integers, floats and strings are"); };
+    const auto refuse = [&] {
+        return error("array has an element type that is not read", where, "'" + descr + "'",
+                     "booleans, integers, floats and strings are");
+    };
     if (descr.size() < 3 || std::string_view("<>|=").find(descr[0]) == std::string_view::npos) throw refuse();
     const bool swapped = descr[0] == '>';
     std::size_t item = 0;
@@ -57,9 +61,10 @@ inline npy_type parse_descr(const std::string& descr, const std::string& where) 
         std::size_t item;
         element_type type;
     };
-    for (const known& k : {known{'b', 1, t::boolean}, known{'i', 1, t::i8}, known{'i', 2, t::i16}, known{'i', 4, t::i32}, known{'i', 8, t::i64},
-                           known{'u', 1, t::u8}, known{'u', 2, t::u16}, known{'u', 4, t::u32}, known{'u', 8, t::u64}, known{'f', 2, t::f16},
-                           known{'f', 4, t::f32}, known{'f', 8, t::f64}})
+    for (const known& k :
+         {known{'b', 1, t::boolean}, known{'i', 1, t::i8}, known{'i', 2, t::i16}, known{'i', 4, t::i32},
+          known{'i', 8, t::i64}, known{'u', 1, t::u8}, known{'u', 2, t::u16}, known{'u', 4, t::u32},
+          known{'u', 8, t::u64}, known{'f', 2, t::f16}, known{'f', 4, t::f32}, known{'f', 8, t::f64}})
         if (k.kind == descr[1] && k.item == item) return {k.type, swapped && item > 1, false, item};
     throw refuse();
 }
@@ -128,7 +133,9 @@ private:
             if (peek() == ')') break;
             std::size_t value = 0, digits = 0;
             while (std::isdigit(static_cast<unsigned char>(peek()))) {
-                if (__builtin_mul_overflow(value, 10, &value) || __builtin_add_overflow(value, text_[at_] - '0', &value)) throw bad();
+                if (__builtin_mul_overflow(value, 10, &value) ||
+                    __builtin_add_overflow(value, text_[at_] - '0', &value))
+                    throw bad();
                 ++at_;
                 ++digits;
             }
@@ -150,7 +157,9 @@ inline void append_utf8(std::string& s, std::uint32_t c) {
     if (c < 0x80) s += char(c);
     else if (c < 0x800) (s += char(0xc0 | c >> 6)) += char(0x80 | (c & 63));
     else if (c < 0x10000) ((s += char(0xe0 | c >> 12)) += char(0x80 | (c >> 6 & 63))) += char(0x80 | (c & 63));
-    else (((s += char(0xf0 | c >> 18)) += char(0x80 | (c >> 12 & 63))) += char(0x80 | (c >> 6 & 63))) += char(0x80 | (c & 63));
+    else
+        (((s += char(0xf0 | c >> 18)) += char(0x80 | (c >> 12 & 63))) += char(0x80 | (c >> 6 & 63))) +=
+            char(0x80 | (c & 63));
 }
 
 // What an npy header says of the data behind it.
@@ -162,14 +171,18 @@ struct npy_layout {
 };
 
 // Reads the header from the first `given` of `size` bytes; the data must fill the rest exactly.
-inline npy_layout read_npy_layout(const std::byte* bytes, std::size_t given, std::size_t size, const std::string& where) {
+inline npy_layout read_npy_layout(const std::byte* bytes, std::size_t given, std::size_t size,
+                                  const std::string& where) {
     const auto byte = [&](std::size_t i) { return static_cast<std::size_t>(bytes[i]); };
-    if (given < 12 || std::memcmp(bytes, "\x93NUMPY", 6) != 0) throw error("not an npy array", where, "it does not begin with \\x93NUMPY");
+    if (given < 12 || std::memcmp(bytes, "\x93NUMPY", 6) != 0)
+        throw error("not an npy array", where, "it does not begin with \\x93NUMPY");
     const std::size_t version = byte(6), prefix = version == 1 ? 10 : 12;
-    if (version < 1 || version > 3 || byte(7) != 0) throw error("npy version is not known", where, std::to_string(version));
+    if (version < 1 || version > 3 || byte(7) != 0)
+        throw error("npy version is not known", where, std::to_string(version));
     std::size_t length = byte(8) | byte(9) << 8;
     if (version > 1) length |= byte(10) << 16 | byte(11) << 24;
-    if (length > given - prefix) throw error("npy header is longer than the file", where, std::to_string(length) + " bytes");
+    if (length > given - prefix)
+        throw error("npy header is longer than the file", where, std::to_string(length) + " bytes");
     const npy_header header({reinterpret_cast<const char*>(bytes) + prefix, length}, where);
     const npy_type type = parse_descr(header.descr, where);
     const std::size_t available = size - prefix - length;
@@ -177,7 +190,8 @@ inline npy_layout read_npy_layout(const std::byte* bytes, std::size_t given, std
     const auto total = count ? checked_product({*count}, type.item) : std::nullopt;
     if (!total || *total != available || (type.item == 0 && *count > available))
         throw error("array's data do not match its shape", where,
-                    "shape " + shape_text(header.shape) + " of '" + header.descr + "', " + std::to_string(available) + " bytes");
+                    "shape " + shape_text(header.shape) + " of '" + header.descr + "', " + std::to_string(available) +
+                        " bytes");
     return {type, header.shape, header.fortran, prefix + length, *count};
 }
 
@@ -190,7 +204,8 @@ inline array parse_npy(const std::byte* bytes, std::size_t size, const std::stri
     array a{type.type, header.shape, {data, data + available}, {}};
     const std::size_t word = size_of(type.type);
     if (type.swapped)
-        for (std::size_t i = 0; i < available; i += word) std::reverse(a.data.begin() + std::ptrdiff_t(i), a.data.begin() + std::ptrdiff_t(i + word));
+        for (std::size_t i = 0; i < available; i += word)
+            std::reverse(a.data.begin() + std::ptrdiff_t(i), a.data.begin() + std::ptrdiff_t(i + word));
     if (header.fortran && header.shape.size() > 1 && *count > 0) {
         std::vector<std::byte> c_order(available);
         std::vector<std::size_t> index(header.shape.size(), 0);
@@ -214,8 +229,8 @@ inline array parse_npy(const std::byte* bytes, std::size_t size, const std::stri
                     std::uint32_t c;
                     std::memcpy(&c, p + j, 4);
                     if (c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
-                        throw error("unicode array holds an invalid character", where + ", element " + std::to_string(i),
-                                    "code point " + std::to_string(c));
+                        throw error("unicode array holds an invalid character",
+                                    where + ", element " + std::to_string(i), "code point " + std::to_string(c));
                     append_utf8(s, c);
                 }
             a.strings.push_back(std::move(s));
@@ -240,12 +255,22 @@ inline std::string npy_head(const std::string& descr, const std::vector<std::siz
 template <class T>
 std::string npy_descr() {
     switch (element_type_of<T>()) {
-        case element_type::boolean: return "|b1";
-        case element_type::i8: return "|i1";
-        case element_type::u8: return "|u1";
-        case element_type::f16: return "<f2";
-        case element_type::bf16: return "<u2";
-        default: return std::string("<") + (std::is_floating_point_v<T> ? 'f' : std::is_signed_v<T> ? 'i' : 'u') + std::to_string(sizeof(T));
+        case element_type::boolean:
+            return "|b1";
+        case element_type::i8:
+            return "|i1";
+        case element_type::u8:
+            return "|u1";
+        case element_type::f16:
+            return "<f2";
+        case element_type::bf16:
+            return "<u2";
+        default:
+            return std::string("<") +
+                   (std::is_floating_point_v<T> ? 'f'
+                    : std::is_signed_v<T>       ? 'i'
+                                                : 'u') +
+                   std::to_string(sizeof(T));
     }
 }
 
@@ -260,7 +285,9 @@ namespace detail {
 
 inline array read_npz_entry(const zip_reader& zip, const std::string& entry) {
     const std::string where = zip.path() + ", array " + entry;
-    const auto bytes = zip.read(entry, [&](const std::byte* first, std::size_t given, std::size_t size) { read_npy_layout(first, given, size, where); });
+    const auto bytes = zip.read(entry, [&](const std::byte* first, std::size_t given, std::size_t size) {
+        read_npy_layout(first, given, size, where);
+    });
     return parse_npy(bytes.data(), bytes.size(), where);
 }
 
@@ -276,7 +303,8 @@ inline std::map<std::string, array> read_npz(const std::filesystem::path& path) 
     const zip_reader zip(path);
     std::map<std::string, array> arrays;
     for (const std::string& entry : zip.names()) {
-        if (!entry.ends_with(".npy")) throw error("npz archive holds something else than arrays", path.string() + ", entry " + entry);
+        if (!entry.ends_with(".npy"))
+            throw error("npz archive holds something else than arrays", path.string() + ", entry " + entry);
         arrays.emplace(entry.substr(0, entry.size() - 4), detail::read_npz_entry(zip, entry));
     }
     return arrays;
@@ -285,7 +313,8 @@ inline std::map<std::string, array> read_npz(const std::filesystem::path& path) 
 // Writes arrays one after the other; the file appears on close().
 class npz_writer {
 public:
-    explicit npz_writer(const std::filesystem::path& path, bool deflated = false) : zip_(path, deflated), path_(path.string()) {}
+    explicit npz_writer(const std::filesystem::path& path, bool deflated = false)
+        : zip_(path, deflated), path_(path.string()) {}
 
     // The product of the shape's extents elements at `data`, in C order.
     template <class T>
@@ -319,7 +348,8 @@ public:
             w.resize(longest, U'\0');
             flat += w;
         }
-        zip_.add(name + ".npy", detail::npy_head("<U" + std::to_string(longest), {strings.size()}), flat.data(), flat.size() * 4);
+        zip_.add(name + ".npy", detail::npy_head("<U" + std::to_string(longest), {strings.size()}), flat.data(),
+                 flat.size() * 4);
     }
     // A byte string without dimensions, as scipy stores the name of a sparse format.
     void add_bytes(const std::string& name, const std::string& bytes) {
@@ -330,7 +360,8 @@ public:
 private:
     // What is not UTF-8 (a file name may be anything) becomes U+FFFD, one for each byte.
     static std::u32string decode_utf8(const std::string& s) {
-        static constexpr char32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};  // by length; below it the form is overlong
+        static constexpr char32_t smallest[] = {0, 0, 0x80, 0x800,
+                                                0x10000};  // by length; below it the form is overlong
         std::u32string out;
         for (std::size_t i = 0; i < s.size();) {
             const unsigned char c = static_cast<unsigned char>(s[i]);
@@ -354,8 +385,9 @@ private:
 
 // A sparse matrix [rows, cols] as scipy.sparse.save_npz writes CSR; scipy.sparse.load_npz reads it. indptr has rows + 1
 // entries, from 0 to the number of values, none below the one before; every index is below cols.
-inline void write_scipy_csr(const std::filesystem::path& path, const std::vector<float>& data, const std::vector<std::int32_t>& indices,
-                            const std::vector<std::int64_t>& indptr, std::size_t rows, std::size_t cols) {
+inline void write_scipy_csr(const std::filesystem::path& path, const std::vector<float>& data,
+                            const std::vector<std::int32_t>& indices, const std::vector<std::int64_t>& indptr,
+                            std::size_t rows, std::size_t cols) {
     const auto require = [&](bool holds, const char* what) {
         if (!holds) throw error("arrays do not describe a CSR matrix", path.string(), what);
     };
@@ -363,10 +395,12 @@ inline void write_scipy_csr(const std::filesystem::path& path, const std::vector
     require(indptr.size() == rows + 1 && indptr.front() == 0 && indptr.back() == static_cast<std::int64_t>(data.size()),
             "expected an indptr of rows + 1 entries from 0 to the number of values");
     require(std::is_sorted(indptr.begin(), indptr.end()), "expected an indptr that does not fall");
-    require(std::all_of(indices.begin(), indices.end(), [&](std::int32_t i) { return i >= 0 && static_cast<std::size_t>(i) < cols; }),
+    require(std::all_of(indices.begin(), indices.end(),
+                        [&](std::int32_t i) { return i >= 0 && static_cast<std::size_t>(i) < cols; }),
             "expected indices from 0 to the number of columns");
     npz_writer out(path);
-    if (indptr.back() <= 0x7fffffff) out.add("indptr", std::vector<std::int32_t>(indptr.begin(), indptr.end())), out.add("indices", indices);
+    if (indptr.back() <= 0x7fffffff)
+        out.add("indptr", std::vector<std::int32_t>(indptr.begin(), indptr.end())), out.add("indices", indices);
     else out.add("indptr", indptr), out.add("indices", std::vector<std::int64_t>(indices.begin(), indices.end()));
     out.add_bytes("format", "csr");
     out.add("shape", std::vector<std::int64_t>{static_cast<std::int64_t>(rows), static_cast<std::int64_t>(cols)});

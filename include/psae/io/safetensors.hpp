@@ -1,6 +1,6 @@
 #pragma once
-// safetensors: 8 bytes of header length, a JSON header, the tensors. The whole header is checked before anything is allocated:
-// known types, shapes that match byte ranges, ranges that tile the data without hole or overlap.
+// safetensors: 8 bytes of header length, a JSON header, the tensors. The whole header is checked before anything is
+// allocated: known types, shapes that match byte ranges, ranges that tile the data without hole or overlap.
 
 #include <algorithm>
 #include <cmath>
@@ -32,9 +32,10 @@ struct safetensors_type {
     const char* name;
 };
 inline constexpr safetensors_type safetensors_types[] = {
-    {element_type::boolean, "BOOL"}, {element_type::i8, "I8"},   {element_type::u8, "U8"},   {element_type::i16, "I16"},
-    {element_type::u16, "U16"},      {element_type::i32, "I32"}, {element_type::u32, "U32"}, {element_type::i64, "I64"},
-    {element_type::u64, "U64"},      {element_type::f16, "F16"}, {element_type::bf16, "BF16"}, {element_type::f32, "F32"},
+    {element_type::boolean, "BOOL"}, {element_type::i8, "I8"},     {element_type::u8, "U8"},
+    {element_type::i16, "I16"},      {element_type::u16, "U16"},   {element_type::i32, "I32"},
+    {element_type::u32, "U32"},      {element_type::i64, "I64"},   {element_type::u64, "U64"},
+    {element_type::f16, "F16"},      {element_type::bf16, "BF16"}, {element_type::f32, "F32"},
     {element_type::f64, "F64"}};
 
 }  // namespace detail
@@ -53,7 +54,8 @@ public:
     bool contains(std::string_view name) const { return find(name) != nullptr; }
     const tensor_entry& at(std::string_view name) const {
         if (const auto* e = find(name)) return *e;
-        throw error("tensor is missing", path_ + ", tensor " + std::string(name), "the file holds " + std::to_string(entries_.size()) + " tensors");
+        throw error("tensor is missing", path_ + ", tensor " + std::string(name),
+                    "the file holds " + std::to_string(entries_.size()) + " tensors");
     }
     const std::byte* data(const tensor_entry& e) const { return bytes_.data() + e.offset; }
 
@@ -63,7 +65,8 @@ public:
         const tensor_entry& e = at(name);
         const std::string where = path_ + ", tensor " + e.name;
         if (e.shape != shape)
-            throw error("tensor has another shape", where, "expected " + shape_text(shape) + ", found " + shape_text(e.shape));
+            throw error("tensor has another shape", where,
+                        "expected " + shape_text(shape) + ", found " + shape_text(e.shape));
         auto values = convert_elements<T>(e.type, data(e), e.bytes / size_of(e.type), where);
         if constexpr (std::is_floating_point_v<T>)
             for (std::size_t i = 0; i < values.size(); ++i)
@@ -75,12 +78,17 @@ public:
 private:
     void parse() {
         const std::size_t size = bytes_.size();
-        if (size < 8) throw error("file is too short for a safetensors header", path_, "expected at least 8 bytes, found " + std::to_string(size));
+        if (size < 8)
+            throw error("file is too short for a safetensors header", path_,
+                        "expected at least 8 bytes, found " + std::to_string(size));
         std::uint64_t length = 0;
         std::memcpy(&length, bytes_.data(), 8);
         if (length > size - 8)
-            throw error("safetensors header is longer than the file", path_, "header says " + std::to_string(length) + " bytes, " + std::to_string(size - 8) + " follow");
-        if (length > 100'000'000) throw error("safetensors header is too large", path_, "at most 100000000 bytes, found " + std::to_string(length));
+            throw error("safetensors header is longer than the file", path_,
+                        "header says " + std::to_string(length) + " bytes, " + std::to_string(size - 8) + " follow");
+        if (length > 100'000'000)
+            throw error("safetensors header is too large", path_,
+                        "at most 100000000 bytes, found " + std::to_string(length));
         const std::string_view text(reinterpret_cast<const char*>(bytes_.data()) + 8, length);
         if (text.empty() || text[0] != '{') throw error("safetensors header does not start with '{'", path_);
         const auto header = parse_json(text, path_ + ", header");
@@ -89,34 +97,48 @@ private:
         for (const auto& member : header.GetObject()) {
             const std::string name(member.name.GetString(), member.name.GetStringLength());
             if (name == "__metadata__") {
-                if (std::exchange(has_metadata, true)) throw error("safetensors header names its metadata twice", path_);
+                if (std::exchange(has_metadata, true))
+                    throw error("safetensors header names its metadata twice", path_);
                 add_metadata(member.value);
             } else add_entry(name, member.value, size - 8 - length, 8 + length);
         }
         check_ranges(size, 8 + length);
         for (std::size_t i = 0; i < entries_.size(); ++i)
-            if (!index_.emplace(entries_[i].name, i).second) throw error("tensor name appears twice", path_ + ", tensor " + entries_[i].name);
+            if (!index_.emplace(entries_[i].name, i).second)
+                throw error("tensor name appears twice", path_ + ", tensor " + entries_[i].name);
     }
     void add_metadata(const rapidjson::Value& value) {
         if (!value.IsObject()) throw error("safetensors metadata is not an object", path_);
         for (const auto& m : value.GetObject()) {
-            if (!m.value.IsString()) throw error("safetensors metadata holds something else than strings", path_ + ", key " + m.name.GetString());
-            if (!metadata_.emplace(std::string(m.name.GetString(), m.name.GetStringLength()), std::string(m.value.GetString(), m.value.GetStringLength())).second)
+            if (!m.value.IsString())
+                throw error("safetensors metadata holds something else than strings",
+                            path_ + ", key " + m.name.GetString());
+            if (!metadata_
+                     .emplace(std::string(m.name.GetString(), m.name.GetStringLength()),
+                              std::string(m.value.GetString(), m.value.GetStringLength()))
+                     .second)
                 throw error("safetensors metadata names a key twice", path_ + ", key " + m.name.GetString());
         }
     }
-    void add_entry(const std::string& name, const rapidjson::Value& value, std::size_t data_bytes, std::size_t data_start) {
+    void add_entry(const std::string& name, const rapidjson::Value& value, std::size_t data_bytes,
+                   std::size_t data_start) {
         const std::string where = path_ + ", tensor " + name;
         if (!value.IsObject()) throw error("tensor is not described by an object", where);
-        const auto *type = find_member(value, "dtype"), *shape = find_member(value, "shape"), *range = find_member(value, "data_offsets");
+        const auto *type = find_member(value, "dtype"), *shape = find_member(value, "shape"),
+                   *range = find_member(value, "data_offsets");
         if (!type || !shape || !range || value.MemberCount() != 3)
-            throw error("tensor description is not complete", where, "expected dtype, shape and data_offsets and nothing else");
+            throw error("tensor description is not complete", where,
+                        "expected dtype, shape and data_offsets and nothing else");
         tensor_entry e{name, {}, {}, 0, 0};
-        const auto* known = std::find_if(std::begin(detail::safetensors_types), std::end(detail::safetensors_types),
-                                         [&](const auto& t) { return type->IsString() && std::string_view(type->GetString()) == t.name; });
-        if (known == std::end(detail::safetensors_types)) throw error("tensor has an unknown element type", where, type->IsString() ? type->GetString() : "not a string");
+        const auto* known = std::find_if(
+            std::begin(detail::safetensors_types), std::end(detail::safetensors_types),
+            [&](const auto& t) { return type->IsString() && std::string_view(type->GetString()) == t.name; });
+        if (known == std::end(detail::safetensors_types))
+            throw error("tensor has an unknown element type", where,
+                        type->IsString() ? type->GetString() : "not a string");
         e.type = known->type;
-        if (!shape->IsArray() || shape->Size() > 64) throw error("tensor shape is not an array of at most 64 extents", where);
+        if (!shape->IsArray() || shape->Size() > 64)
+            throw error("tensor shape is not an array of at most 64 extents", where);
         for (const auto& extent : shape->GetArray()) {
             if (!extent.IsUint64()) throw error("tensor extent is not a non-negative integer", where);
             e.shape.push_back(extent.GetUint64());
@@ -125,10 +147,13 @@ private:
             throw error("data_offsets are not two non-negative integers", where);
         const std::uint64_t begin = (*range)[0].GetUint64(), end = (*range)[1].GetUint64();
         if (begin > end || end > data_bytes)
-            throw error("tensor lies outside of the file", where, "bytes " + std::to_string(begin) + " to " + std::to_string(end) + " of " + std::to_string(data_bytes));
+            throw error(
+                "tensor lies outside of the file", where,
+                "bytes " + std::to_string(begin) + " to " + std::to_string(end) + " of " + std::to_string(data_bytes));
         const auto bytes = checked_product(e.shape, size_of(e.type));
         if (!bytes || *bytes != end - begin)
-            throw error("tensor's bytes do not match its shape", where, "shape " + shape_text(e.shape) + ", " + std::to_string(end - begin) + " bytes");
+            throw error("tensor's bytes do not match its shape", where,
+                        "shape " + shape_text(e.shape) + ", " + std::to_string(end - begin) + " bytes");
         e.offset = data_start + begin;
         e.bytes = end - begin;
         entries_.push_back(std::move(e));
@@ -142,7 +167,8 @@ private:
         });
         std::size_t at = data_start;
         for (const auto* e : order) {
-            if (e->offset != at) throw error(e->offset > at ? "hole between tensors" : "tensors overlap", path_ + ", tensor " + e->name);
+            if (e->offset != at)
+                throw error(e->offset > at ? "hole between tensors" : "tensors overlap", path_ + ", tensor " + e->name);
             at += e->bytes;
         }
         if (at != size) throw error("bytes after the last tensor", path_, std::to_string(size - at) + " bytes");
@@ -160,7 +186,8 @@ class safetensors_directory {
 public:
     explicit safetensors_directory(const std::filesystem::path& directory) : directory_(directory.string()) {
         const auto single = directory / "model.safetensors", index = directory / "model.safetensors.index.json";
-        std::error_code ignored;  // a folder that cannot be read has no weights; nothing else than psae::error is thrown
+        std::error_code
+            ignored;  // a folder that cannot be read has no weights; nothing else than psae::error is thrown
         if (std::filesystem::exists(single, ignored)) {
             files_.emplace_back(single);
         } else if (std::filesystem::exists(index, ignored)) {
@@ -176,7 +203,8 @@ public:
                     throw error("shard name leaves the directory", index.string(), shard);
                 if (opened.emplace(shard, files_.size()).second) files_.emplace_back(directory / shard);
                 if (!files_[opened.at(shard)].contains(m.name.GetString()))
-                    throw error("shard does not hold a tensor of the index", (directory / shard).string() + ", tensor " + m.name.GetString());
+                    throw error("shard does not hold a tensor of the index",
+                                (directory / shard).string() + ", tensor " + m.name.GetString());
             }
         } else {
             throw error("no weights found", directory_, "expected model.safetensors or model.safetensors.index.json");
@@ -191,7 +219,8 @@ public:
     template <class T = float>
     std::vector<T> read(std::string_view name, const std::vector<std::size_t>& shape) const {
         if (const auto* f = file_of(name)) return f->read<T>(name, shape);
-        throw error("tensor is missing", directory_ + ", tensor " + std::string(name), "found in none of " + std::to_string(files_.size()) + " weight files");
+        throw error("tensor is missing", directory_ + ", tensor " + std::string(name),
+                    "found in none of " + std::to_string(files_.size()) + " weight files");
     }
     const std::vector<safetensors_file>& files() const { return files_; }
 
@@ -231,9 +260,11 @@ inline void write_safetensors(const std::filesystem::path& path, const std::vect
     std::set<std::string> names{"__metadata__"};
     for (const auto& t : tensors) {
         const std::string where = path.string() + ", tensor " + t.name;
-        if (!names.insert(t.name).second) throw error("tensor name is taken", where, "expected every name once, and not __metadata__");
+        if (!names.insert(t.name).second)
+            throw error("tensor name is taken", where, "expected every name once, and not __metadata__");
         const auto bytes = checked_product(t.shape, size_of(t.type));
-        if (!bytes || *bytes > ~std::size_t{0} - offset) throw error("tensor is too large", where, "shape " + shape_text(t.shape));
+        if (!bytes || *bytes > ~std::size_t{0} - offset)
+            throw error("tensor is too large", where, "shape " + shape_text(t.shape));
         writer.Key(t.name.data(), static_cast<rapidjson::SizeType>(t.name.size()));
         writer.StartObject();
         writer.Key("dtype");

@@ -1,5 +1,6 @@
 #pragma once
-// Zip archives as numpy writes them: stored and deflated entries, zip64, CRC checked; read, and written one after the other.
+// Zip archives as numpy writes them: stored and deflated entries, zip64, CRC checked; read, and written one after the
+// other.
 
 #include <algorithm>
 #include <cstring>
@@ -29,7 +30,8 @@ public:
     const std::string& path() const { return path_; }
 
     // The bytes of an entry. Memory grows with what really comes out of the stream, never with what a header claims.
-    // check(first bytes, how many, size of the entry) is called before more than 64 KiB have been unpacked and may throw.
+    // check(first bytes, how many, size of the entry) is called before more than 64 KiB have been unpacked and may
+    // throw.
     template <class Check>
     std::vector<std::byte> read(const std::string& name, const Check& check) const {
         const auto found = entries_.find(name);
@@ -46,7 +48,8 @@ public:
             check(bytes_.data() + start, e.size, e.size);
             out.assign(bytes_.data() + start, bytes_.data() + start + e.size);
         } else if (e.method == 8) {
-            // Two bits of deflate give 258 bytes at most: a larger claim is a lie, and memory stays within 1032 times the file.
+            // Two bits of deflate give 258 bytes at most: a larger claim is a lie, and memory stays within 1032 times
+            // the file.
             if (e.size / 1032 > e.compressed)
                 throw error("zip entry claims more bytes than deflate can give", where(name),
                             std::to_string(e.size) + " bytes from " + std::to_string(e.compressed));
@@ -56,7 +59,8 @@ public:
         }
         if (out.size() != e.size) throw error("zip entry has another size than its directory says", where(name));
         const auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(out.data()), out.size());
-        if (static_cast<std::uint32_t>(crc) != e.crc) throw error("zip entry's checksum is wrong", where(name), "", "the file is damaged");
+        if (static_cast<std::uint32_t>(crc) != e.crc)
+            throw error("zip entry's checksum is wrong", where(name), "", "the file is damaged");
         return out;
     }
 
@@ -71,7 +75,8 @@ private:
     std::uint32_t u32(std::size_t at) const { return load<std::uint32_t>(at); }
     template <class T>
     T load(std::size_t at) const {
-        if (at > bytes_.size() || bytes_.size() - at < sizeof(T)) throw error("zip archive is truncated", path_ + ", byte " + std::to_string(at));
+        if (at > bytes_.size() || bytes_.size() - at < sizeof(T))
+            throw error("zip archive is truncated", path_ + ", byte " + std::to_string(at));
         T x;
         std::memcpy(&x, bytes_.data() + at, sizeof(T));
         return x;
@@ -87,7 +92,8 @@ private:
             --end;
         }
         std::uint64_t count = u16(end + 10), directory_bytes = u32(end + 12), at = u32(end + 16);
-        if (u16(end + 4) != 0 || u16(end + 6) != 0 || u16(end + 8) != u16(end + 10)) throw error("zip archive in several parts", path_);
+        if (u16(end + 4) != 0 || u16(end + 6) != 0 || u16(end + 8) != u16(end + 10))
+            throw error("zip archive in several parts", path_);
         if (end >= 20 && u32(end - 20) == 0x07064b50u) {
             const std::uint64_t record = load<std::uint64_t>(end - 12);
             if (record > size || u32(record) != 0x06064b50u) throw error("zip64 record is missing", path_);
@@ -99,14 +105,18 @@ private:
         const std::uint64_t directory_start = at, directory_end = at + directory_bytes;
         std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
         for (std::uint64_t i = 0; i < count; ++i) {
-            if (at + 46 > directory_end || u32(at) != 0x02014b50u) throw error("zip directory is damaged", path_, "entry " + std::to_string(i) + " of " + std::to_string(count));
+            if (at + 46 > directory_end || u32(at) != 0x02014b50u)
+                throw error("zip directory is damaged", path_,
+                            "entry " + std::to_string(i) + " of " + std::to_string(count));
             entry e{u16(at + 10), u32(at + 16), u32(at + 20), u32(at + 24), u32(at + 42)};
             const std::size_t name_bytes = u16(at + 28), extra_bytes = u16(at + 30), comment_bytes = u16(at + 32);
-            if (at + 46 + name_bytes + extra_bytes + comment_bytes > directory_end) throw error("zip directory is damaged", path_);
+            if (at + 46 + name_bytes + extra_bytes + comment_bytes > directory_end)
+                throw error("zip directory is damaged", path_);
             if (u16(at + 8) & 1) throw error("zip entry is encrypted", path_);
             const std::string name(reinterpret_cast<const char*>(bytes_.data()) + at + 46, name_bytes);
             read_zip64(at + 46 + name_bytes, extra_bytes, e);
-            if (e.local > directory_start || directory_start - e.local < 30 || e.compressed > directory_start - e.local - 30)
+            if (e.local > directory_start || directory_start - e.local < 30 ||
+                e.compressed > directory_start - e.local - 30)
                 throw error("zip entry reaches beyond the file", where(name));
             ranges.emplace_back(e.local, e.local + 30 + e.compressed);
             if (!entries_.emplace(name, e).second) throw error("zip entry appears twice", where(name));
@@ -138,7 +148,8 @@ private:
         }
     }
     template <class Check>
-    void inflate(std::size_t start, const entry& e, std::vector<std::byte>& out, const std::string& name, const Check& check) const {
+    void inflate(std::size_t start, const entry& e, std::vector<std::byte>& out, const std::string& name,
+                 const Check& check) const {
         struct inflater {  // ends the stream when check throws, too
             z_stream stream{};
             ~inflater() { inflateEnd(&stream); }
@@ -176,14 +187,17 @@ private:
 // Writes entries one after the other, stored or deflated, always with zip64 sizes. The file appears on close().
 class zip_writer {
 public:
-    explicit zip_writer(const std::filesystem::path& path, bool deflated = false) : file_(path), path_(path.string()), deflated_(deflated) {}
+    explicit zip_writer(const std::filesystem::path& path, bool deflated = false)
+        : file_(path), path_(path.string()), deflated_(deflated) {}
 
     // An entry that holds `head` and then `bytes` bytes at `data`.
     void add(const std::string& name, const std::string& head, const void* data, std::size_t bytes) {
-        if (name.size() > 65535) throw error("zip entry name is too long", path_ + ", entry " + name.substr(0, 80) + "...");
+        if (name.size() > 65535)
+            throw error("zip entry name is too long", path_ + ", entry " + name.substr(0, 80) + "...");
         if (!names_.insert(name).second) throw error("zip entry is written twice", path_ + ", entry " + name);
         auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(head.data()), head.size());
-        if (bytes > 0) crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);  // (for a null pointer zlib restarts at 0)
+        if (bytes > 0)
+            crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);  // (for a null pointer zlib restarts at 0)
         const std::uint64_t size = head.size() + bytes, local = file_.position();
         std::string h;
         put<std::uint32_t>(h, 0x04034b50u);
@@ -246,7 +260,8 @@ private:
         s.append(reinterpret_cast<const char*>(&v), sizeof v);
     }
     void put_common(std::string& s, std::uint32_t crc, const std::string& name, std::uint16_t extra) const {
-        const bool ascii = std::all_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 128; });
+        const bool ascii =
+            std::all_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 128; });
         put<std::uint16_t>(s, ascii ? 0 : 0x800);  // 0x800: the name is UTF-8
         put<std::uint16_t>(s, deflated_ ? 8 : 0);
         put<std::uint32_t>(s, 0x00210000u);  // 1980-01-01, so that the same content gives the same bytes
@@ -285,7 +300,8 @@ private:
                 do {
                     stream.next_out = buffer;
                     stream.avail_out = sizeof buffer;
-                    if (::deflate(&stream, count == 0 ? flush : Z_NO_FLUSH) == Z_STREAM_ERROR) throw error("zlib cannot compress", path_);
+                    if (::deflate(&stream, count == 0 ? flush : Z_NO_FLUSH) == Z_STREAM_ERROR)
+                        throw error("zlib cannot compress", path_);
                     file_.write(buffer, sizeof buffer - stream.avail_out);
                 } while (stream.avail_out == 0);
             } while (count > 0);

@@ -1,5 +1,6 @@
 #pragma once
-// Adam (Kingma and Ba, arXiv 1412.6980) with bias correction, as torch.optim.Adam computes it, and learning-rate schedules.
+// Adam (Kingma and Ba, arXiv 1412.6980) with bias correction, as torch.optim.Adam computes it, and learning-rate
+// schedules.
 
 #include <algorithm>
 #include <cmath>
@@ -17,7 +18,8 @@ struct adam {
         double beta1, beta2, epsilon, step_size, root_of_correction;
     };
     factors at(double learning_rate, std::size_t update) const {
-        const double c1 = 1 - std::pow(beta1, static_cast<double>(update)), c2 = 1 - std::pow(beta2, static_cast<double>(update));
+        const double c1 = 1 - std::pow(beta1, static_cast<double>(update)),
+                     c2 = 1 - std::pow(beta2, static_cast<double>(update));
         return {beta1, beta2, epsilon, learning_rate / c1, std::sqrt(c2)};
     }
 };
@@ -38,14 +40,15 @@ void adam_update(const adam::factors& f, T* w, T* m, T* v, const T* g, std::size
 
 enum class schedule { constant, linear, cosine };
 
-// Learning rate of step `step` (from 0): warm-up min(1, (step + 1) / warmup), then constant, or linearly or as a half cosine
-// down to 0 at `total` steps.
+// Learning rate of step `step` (from 0): warm-up min(1, (step + 1) / warmup), then constant, or linearly or as a half
+// cosine down to 0 at `total` steps.
 inline double learning_rate(double base, schedule shape, std::size_t step, std::size_t warmup, std::size_t total) {
     const double s = static_cast<double>(step);
     if (step < warmup) return base * (s + 1) / static_cast<double>(warmup);
     if (shape == schedule::constant || total <= warmup) return base;
     const double progress = std::min(1.0, (s - static_cast<double>(warmup)) / static_cast<double>(total - warmup));
-    return shape == schedule::linear ? base * (1 - progress) : base * 0.5 * (1 + std::cos(3.14159265358979323846 * progress));
+    return shape == schedule::linear ? base * (1 - progress)
+                                     : base * 0.5 * (1 + std::cos(3.14159265358979323846 * progress));
 }
 
 }  // namespace psae

@@ -1,7 +1,8 @@
 #pragma once
-// Batches of activations in a shuffled order that depends on the seed and the position alone, so that a run resumes at any
-// batch bit for bit without storing a buffer. The stream is an endless sequence of rows (epoch after epoch); it is cut into
-// blocks of whole batches, a block is shuffled in itself, and the next block is made in the background while one is consumed.
+// Batches of activations in a shuffled order that depends on the seed and the position alone, so that a run resumes at
+// any batch bit for bit without storing a buffer. The stream is an endless sequence of rows (epoch after epoch); it is
+// cut into blocks of whole batches, a block is shuffled in itself, and the next block is made in the background while
+// one is consumed.
 
 #include <algorithm>
 #include <cstddef>
@@ -17,7 +18,8 @@
 
 namespace psae {
 
-// The order of `count` items in epoch `epoch`: a permutation drawn from the seed, kept until another epoch is asked for.
+// The order of `count` items in epoch `epoch`: a permutation drawn from the seed, kept until another epoch is asked
+// for.
 class epoch_order {
 public:
     epoch_order(std::size_t count, std::uint64_t seed) : order_(count), seed_(seed) {}
@@ -68,10 +70,16 @@ template <class Source>
 class activation_stream {
 public:
     // Batches of `batch` rows; a block holds `batches_per_block` of them; `shuffled` mixes the rows of a block.
-    activation_stream(Source& source, std::size_t batch, std::size_t batches_per_block, bool shuffled, std::uint64_t seed,
-                      std::uint64_t first_batch = 0)
-        : source_(source), batch_(batch), batches_per_block_(batches_per_block), shuffled_(shuffled), seed_(seed),
-          next_batch_(first_batch), current_(block_shape()), ahead_(block_shape()) {
+    activation_stream(Source& source, std::size_t batch, std::size_t batches_per_block, bool shuffled,
+                      std::uint64_t seed, std::uint64_t first_batch = 0)
+        : source_(source),
+          batch_(batch),
+          batches_per_block_(batches_per_block),
+          shuffled_(shuffled),
+          seed_(seed),
+          next_batch_(first_batch),
+          current_(block_shape()),
+          ahead_(block_shape()) {
         start(next_batch_ / batches_per_block_);
     }
     activation_stream(const activation_stream&) = delete;

@@ -19,10 +19,10 @@ std::vector<T> row_mean(const T* x, std::size_t n, std::size_t d) {
     return mean;
 }
 
-// The point with the least sum of Euclidean distances to the rows x [n, d], by Weiszfeld's iteration from the mean with weights
-// 1 / max(distance, 1e-6); at most `iterations`, until the objective no longer falls. Computed in double.
-// (PatchSAE's own start takes the median over whole images in T * d space and then the mean over tokens; give it the images
-// as rows and average the result over tokens to reproduce that.)
+// The point with the least sum of Euclidean distances to the rows x [n, d], by Weiszfeld's iteration from the mean with
+// weights 1 / max(distance, 1e-6); at most `iterations`, until the objective no longer falls. Computed in double.
+// (PatchSAE's own start takes the median over whole images in T * d space and then the mean over tokens; give it the
+// images as rows and average the result over tokens to reproduce that.)
 template <class T>
 std::vector<T> geometric_median(const T* x, std::size_t n, std::size_t d, int iterations = 100) {
     const std::vector<T> start = row_mean(x, n, d);

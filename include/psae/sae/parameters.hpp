@@ -1,6 +1,6 @@
 #pragma once
-// What a variant is built from: its parameters, and what the trainer tells its loss. A variant is a struct that derives from
-// sae_parameters and has `auto loss(auto x) const` or `auto loss(auto x, const training_state& now) const`.
+// What a variant is built from: its parameters, and what the trainer tells its loss. A variant is a struct that derives
+// from sae_parameters and has `auto loss(auto x) const` or `auto loss(auto x, const training_state& now) const`.
 
 #include <cmath>
 
@@ -17,7 +17,9 @@ struct sae_parameters {
 
     sae_parameters() requires(d_in != dyn && d_sae != dyn) = default;
     sae_parameters(std::size_t inputs, std::size_t latents)
-        : W_enc(make<weight_shape>(latents, inputs)), b_enc(make<shape<d_sae>>(latents)), W_dec(make<weight_shape>(latents, inputs)),
+        : W_enc(make<weight_shape>(latents, inputs)),
+          b_enc(make<shape<d_sae>>(latents)),
+          W_dec(make<weight_shape>(latents, inputs)),
           b_dec(make<shape<d_in>>(inputs)) {}
 
     parameter<T, weight_shape> W_enc;
@@ -37,8 +39,8 @@ struct sae_parameters {
         f("b_dec", b_dec);
     }
 
-    // Both matrices uniform in +-sqrt(6 / fan) as kaiming_uniform_ draws them for [d_in, d_sae] and [d_sae, d_in], decoder rows
-    // then scaled to unit norm; biases zero.
+    // Both matrices uniform in +-sqrt(6 / fan) as kaiming_uniform_ draws them for [d_in, d_sae] and [d_sae, d_in],
+    // decoder rows then scaled to unit norm; biases zero.
     void initialise(random_stream& random) {
         const auto fill = [&](parameter<T, weight_shape>& p, std::size_t fan) {
             const T bound = std::sqrt(T(6) / static_cast<T>(fan));
@@ -76,7 +78,7 @@ private:
 
 // What a loss may want to know of the training run.
 struct training_state {
-    latent_set dead;                       // latents that have not fired for `dead_after` steps, before this batch
+    latent_set dead;  // latents that have not fired for `dead_after` steps, before this batch
     bool any_dead = false;
     const float* token_weights = nullptr;  // [n] or null: weight of each token's reconstruction error
 };

@@ -1,5 +1,6 @@
 #pragma once
-// PatchSAE (arXiv 2412.05276): ReLU, L1, reconstruction error scaled by each token's norm, ghost gradients for dead latents.
+// PatchSAE (arXiv 2412.05276): ReLU, L1, reconstruction error scaled by each token's norm, ghost gradients for dead
+// latents.
 
 #include <psae/sae/parameters.hpp>
 
@@ -14,15 +15,16 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
     T lambda = T(8e-5);
     bool ghost_gradients = true;
 
-    // loss = mean M + lambda * mean over tokens of sum z + ghost, with M = (x_hat - x)^2 / ||x|| elementwise (the norm of the
-    // token, not its square). x: [n, d_in].
+    // loss = mean M + lambda * mean over tokens of sum z + ghost, with M = (x_hat - x)^2 / ||x|| elementwise (the norm
+    // of the token, not its square). x: [n, d_in].
     auto loss(auto x, const training_state& now) const {
         auto z = encode(x - this->b_dec, this->W_enc, this->b_enc, relu{});
         auto x_hat = decode(z, this->W_dec, this->b_dec);
         auto M = square(x_hat - x) / stop_gradient(norm(x));
         auto mse = now.token_weights == nullptr ? term("mse", mean(M)) : term("mse", mean(M * weights(x, now)));
         auto l1 = term("l1", lambda * mean_over_tokens(sum(z)));
-        auto ghost = ghost_gradients && now.any_dead ? term("ghost", ghost_term(x, x_hat, M, now)) : term("ghost", zero_like(x));
+        auto ghost =
+            ghost_gradients && now.any_dead ? term("ghost", ghost_term(x, x_hat, M, now)) : term("ghost", zero_like(x));
         return mse + l1 + ghost;
     }
 
@@ -30,8 +32,8 @@ private:
     static auto weights(auto x, const training_state& now) {
         return view<const float, shape<dyn, 1>>{now.token_weights, shape<dyn, 1>{x.rows()}};
     }
-    // Lets the dead latents, under exp instead of ReLU, explain what the living ones leave: r = x - x_hat is held constant, g is
-    // scaled to half its length, and the term's value is scaled to that of the reconstruction error.
+    // Lets the dead latents, under exp instead of ReLU, explain what the living ones leave: r = x - x_hat is held
+    // constant, g is scaled to half its length, and the term's value is scaled to that of the reconstruction error.
     auto ghost_term(auto x, auto x_hat, auto M, const training_state& now) const {
         auto r = stop_gradient(x - x_hat);
         auto e = encode(x - this->b_dec, this->W_enc, this->b_enc, exponential_activation{}, now.dead);

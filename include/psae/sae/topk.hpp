@@ -14,8 +14,9 @@ struct topk : sae_parameters<d_in, d_sae, T> {
     std::size_t k = 32;
     T aux_weight = T(1) / 32;
 
-    // loss = S(x_hat, x) + aux_weight * S(a W_dec, r) / S(r, mean r), S(a, b) = mean over tokens of sum (a - b)^2, r the residual
-    // held constant, a the top min(d_in / 2, number of dead) of the dead latents that stay silent in this batch too.
+    // loss = S(x_hat, x) + aux_weight * S(a W_dec, r) / S(r, mean r), S(a, b) = mean over tokens of sum (a - b)^2, r
+    // the residual held constant, a the top min(d_in / 2, number of dead) of the dead latents that stay silent in this
+    // batch too.
     auto loss(auto x, const training_state& now) const {
         auto z = encode(x - this->b_dec, this->W_enc, this->b_enc, top_k{k});
         auto x_hat = decode(z, this->W_dec, this->b_dec);
@@ -31,7 +32,8 @@ private:
         auto a = encode(x - this->b_dec, this->W_enc, this->b_enc, top_k{this->inputs() / 2}, dead);
         auto revived = decode(a, this->W_dec);
         auto variance = stop_gradient(mean_over_tokens(sum(square(r - column_means(r)))));
-        return map(minimum{}, size_of(dead, z), constant_node<T>{1}) * mean_over_tokens(sum(square(revived - r))) / variance;
+        return map(minimum{}, size_of(dead, z), constant_node<T>{1}) * mean_over_tokens(sum(square(revived - r))) /
+               variance;
     }
 };
 

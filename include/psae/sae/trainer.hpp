@@ -1,6 +1,6 @@
 #pragma once
-// The training step: normalise decoder rows, loss, gradients, projection, Adam. Weight gradients are never stored: each row
-// is made, projected and consumed by Adam while it is hot.
+// The training step: normalise decoder rows, loss, gradients, projection, Adam. Weight gradients are never stored: each
+// row is made, projected and consumed by Adam while it is hot.
 
 #include <cstdint>
 #include <string>
@@ -20,11 +20,11 @@ struct training_options {
     double lr = 4e-4;
     std::size_t warmup_steps = 500;
     psae::schedule schedule = psae::schedule::constant;
-    std::size_t steps = 0;            // the total, for schedules that end
+    std::size_t steps = 0;  // the total, for schedules that end
     adam optimiser{};
-    double clip_grad_norm = 0;        // over all parameters; 0: no clipping
-    bool unit_norm_decoder = true;    // rows normalised before each step, gradients projected off their direction
-    std::size_t dead_after = 64;      // a latent is dead once it has not fired for more than this many steps
+    double clip_grad_norm = 0;            // over all parameters; 0: no clipping
+    bool unit_norm_decoder = true;        // rows normalised before each step, gradients projected off their direction
+    std::size_t dead_after = 64;          // a latent is dead once it has not fired for more than this many steps
     std::size_t frequency_window = 1000;  // activation frequencies are counted anew every so many steps
 };
 
@@ -42,7 +42,8 @@ class trainer {
 public:
     using T = typename Variant::value_type;
 
-    trainer(Variant& sae, const training_options& options, cpu& device) : sae_(sae), options_(options), device_(device) {
+    trainer(Variant& sae, const training_options& options, cpu& device)
+        : sae_(sae), options_(options), device_(device) {
         sae_.each_parameter([&](const char*, auto& p) {
             first_moments_.emplace_back(shape<dyn>{p.size()});
             second_moments_.emplace_back(shape<dyn>{p.size()});
@@ -145,7 +146,8 @@ private:
         column_sums(device_, scratch_, mean, x, n, d);
         for (std::size_t c = 0; c < d; ++c) mean[c] /= static_cast<T>(n);
         const double residual = total(device_, scratch_, square(x - x_hat), n, d);
-        const double variance = total(device_, scratch_, square(x - view<const T, shape<dyn>>{mean, shape<dyn>{d}}), n, d);
+        const double variance =
+            total(device_, scratch_, square(x - view<const T, shape<dyn>>{mean, shape<dyn>{d}}), n, d);
         scratch_.release_to(mark);
         report.explained_variance = variance > 0 ? 1 - residual / variance : 0;
     }
@@ -172,7 +174,8 @@ private:
             const bool rows_are_latents = p.shape().extent(0) == sae_.latents() && p.gradient->products != nullptr;
             const std::size_t cols = S::rank == 1 ? (rows_are_latents ? 1 : p.size()) : p.shape().cols();
             const std::size_t rows = cols == 0 ? 0 : p.size() / cols;
-            const bool project = options_.unit_norm_decoder && static_cast<const void*>(&p) == static_cast<const void*>(&sae_.W_dec);
+            const bool project =
+                options_.unit_norm_decoder && static_cast<const void*>(&p) == static_cast<const void*>(&sae_.W_dec);
             const std::size_t which = index++;
             constexpr std::size_t block = 64;
             device_.parallel_for((rows + block - 1) / block, [&](std::size_t b) {

@@ -1,6 +1,7 @@
 #pragma once
-// Codes: the sparse activations of a batch of tokens. For each token its active (latent, value) pairs, latents ascending;
-// and the same entries seen from the latents, which is what weight gradients need. No interface takes a dense [tokens, latents].
+// Codes: the sparse activations of a batch of tokens. For each token its active (latent, value) pairs, latents
+// ascending; and the same entries seen from the latents, which is what weight gradients need. No interface takes a
+// dense [tokens, latents].
 
 #include <cstddef>
 #include <cstdint>
@@ -16,17 +17,18 @@ struct codes_position {
     T value;
 };
 
-// Trivially copyable; the memory belongs to whoever made it (the arena of a tape). n tokens, d_sae latents, nnz entries.
+// Trivially copyable; the memory belongs to whoever made it (the arena of a tape). n tokens, d_sae latents, nnz
+// entries.
 template <class T>
 struct codes_view {
     std::size_t tokens = 0, latents = 0;
-    const std::size_t* offsets = nullptr;         // [n + 1]: token t has the entries offsets[t] .. offsets[t + 1]
-    const std::uint32_t* latent = nullptr;        // [nnz]
-    const T* value = nullptr;                     // [nnz]
+    const std::size_t* offsets = nullptr;   // [n + 1]: token t has the entries offsets[t] .. offsets[t + 1]
+    const std::uint32_t* latent = nullptr;  // [nnz]
+    const T* value = nullptr;               // [nnz]
     // The latent-major view: latent f has by_latent[latent_offsets[f] .. latent_offsets[f + 1]], tokens ascending.
-    const std::size_t* latent_offsets = nullptr;  // [d_sae + 1]
-    const std::uint32_t* token_by_latent = nullptr;   // [nnz]
-    const std::uint32_t* entry_by_latent = nullptr;   // [nnz]: index into latent / value
+    const std::size_t* latent_offsets = nullptr;     // [d_sae + 1]
+    const std::uint32_t* token_by_latent = nullptr;  // [nnz]
+    const std::uint32_t* entry_by_latent = nullptr;  // [nnz]: index into latent / value
 
     PSAE_FN std::size_t entries() const { return tokens == 0 ? 0 : offsets[tokens]; }
     // Mean number of active latents per token.

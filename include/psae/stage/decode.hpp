@@ -33,14 +33,16 @@ struct decode_stage {
                               z.adjoint->written ? write::add : write::overwrite);
         z.adjoint->written = true;
         add_product(t, weights, codes, codes.value, g, weights.cols());
-        if constexpr (!std::is_same_v<B, no_bias>) accumulate_gradients(t, bias, view<const T, typename Out::shape_type>{g, out.shape()});
+        if constexpr (!std::is_same_v<B, no_bias>)
+            accumulate_gradients(t, bias, view<const T, typename Out::shape_type>{g, out.shape()});
     }
 };
 
 template <class T, class Tape, class W, class B>
 auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& bias) {
     if (weights.rows() != z.latents)
-        throw error("shapes do not fit", "decode", "codes over " + std::to_string(z.latents) + " latents, W_dec " + to_string(weights.shape()));
+        throw error("shapes do not fit", "decode",
+                    "codes over " + std::to_string(z.latents) + " latents, W_dec " + to_string(weights.shape()));
     using out_shape = shape<dyn, W::shape_type::static_cols>;
     const std::size_t extents[2] = {z.tokens, weights.cols()};
     auto out = z.owner->template result<T>(out_shape::from_extents(extents));

@@ -9,32 +9,62 @@ namespace psae {
 
 // Activations of an encoder: which pre-activations are kept, with which value, and d value / d pre from the value.
 struct relu {
-    template <class T> PSAE_FN bool active(T h) const { return h > 0; }
-    template <class T> PSAE_FN T value(T h) const { return h; }
-    template <class T> PSAE_FN T derivative(T) const { return T(1); }
+    template <class T>
+    PSAE_FN bool active(T h) const {
+        return h > 0;
+    }
+    template <class T>
+    PSAE_FN T value(T h) const {
+        return h;
+    }
+    template <class T>
+    PSAE_FN T derivative(T) const {
+        return T(1);
+    }
 };
 // exp(h) for every latent: what ghost gradients use on dead latents.
 struct exponential_activation {
-    template <class T> PSAE_FN bool active(T) const { return true; }
-    template <class T> PSAE_FN T value(T h) const { return std::exp(h); }
-    template <class T> PSAE_FN T derivative(T z) const { return z; }
+    template <class T>
+    PSAE_FN bool active(T) const {
+        return true;
+    }
+    template <class T>
+    PSAE_FN T value(T h) const {
+        return std::exp(h);
+    }
+    template <class T>
+    PSAE_FN T derivative(T z) const {
+        return z;
+    }
 };
 // The k largest ReLU(h) of each token; fewer where fewer are positive.
 struct top_k {
     std::size_t k;
-    template <class T> PSAE_FN bool active(T h) const { return h > 0; }
-    template <class T> PSAE_FN T value(T h) const { return h; }
-    template <class T> PSAE_FN T derivative(T) const { return T(1); }
+    template <class T>
+    PSAE_FN bool active(T h) const {
+        return h > 0;
+    }
+    template <class T>
+    PSAE_FN T value(T h) const {
+        return h;
+    }
+    template <class T>
+    PSAE_FN T derivative(T) const {
+        return T(1);
+    }
 };
 
 namespace detail {
 
 // Adds a share in outer-product form to the gradient of a parameter.
 template <class Tape, class P, class T>
-void add_product(Tape& t, const P& p, const codes_view<T>& codes, const T* weights, const T* rows, std::size_t columns) {
+void add_product(Tape& t, const P& p, const codes_view<T>& codes, const T* weights, const T* rows,
+                 std::size_t columns) {
     if (p.adjoint == nullptr) return;
-    static_assert(requires { p.adjoint->products; }, "psae: weights of encode and decode are parameters");
-    auto* product = new (t.arena().template allocate<outer_product<T>>(1)) outer_product<T>{&codes, weights, rows, columns, nullptr};
+    static_assert(
+        requires { p.adjoint->products; }, "psae: weights of encode and decode are parameters");
+    auto* product = new (t.arena().template allocate<outer_product<T>>(1))
+        outer_product<T>{&codes, weights, rows, columns, nullptr};
     auto** last = &p.adjoint->products;
     while (*last != nullptr) last = &(*last)->next;
     *last = product;
@@ -57,8 +87,8 @@ struct encode_stage {
         T* own = t.arena().template allocate<T>(n * d);
         assign(t.device(), view<T, shape<dyn, dyn>>{own, shape<dyn, dyn>{n, d}}, input);
         x = own;
-        encode(t.device(), t.arena(), *z.codes, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents, activation,
-               among.count == nullptr ? nullptr : &among);
+        encode(t.device(), t.arena(), *z.codes, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
+               activation, among.count == nullptr ? nullptr : &among);
         if (t.training()) add_latent_view(t.arena(), *z.codes);
     }
 
@@ -77,11 +107,13 @@ struct encode_stage {
                 T* sums = t.arena().template allocate<T>(d);
                 latent_sums(t.device(), per_latent, codes, g);
                 weighted_row_sum(t.device(), t.arena(), sums, per_latent, weights.data, codes.latents, d);
-                accumulate_column_sums(t, input, view<const T, shape<W::shape_type::static_cols>>{
-                                                     sums, shape<W::shape_type::static_cols>::from_extents(&d)});
+                accumulate_column_sums(t, input,
+                                       view<const T, shape<W::shape_type::static_cols>>{
+                                           sums, shape<W::shape_type::static_cols>::from_extents(&d)});
             } else {
                 T* dx = t.arena().template allocate<T>(n * d);
-                sparse_decode(t.device(), dx, codes, static_cast<const T*>(g), weights.data, static_cast<const T*>(nullptr), d);
+                sparse_decode(t.device(), dx, codes, static_cast<const T*>(g), weights.data,
+                              static_cast<const T*>(nullptr), d);
                 using row_shape = shape<dyn, W::shape_type::static_cols>;
                 const std::size_t extents[2] = {n, d};
                 accumulate_gradients(t, input, view<const T, row_shape>{dx, row_shape::from_extents(extents)});
@@ -108,12 +140,14 @@ auto encode(const X& x, const W& W_enc, const B& b_enc, const Activation& activa
     using Tape = std::remove_cvref_t<decltype(t)>;
     if (input.shape().cols() != weights.cols() || bias.size() != weights.rows())
         throw error("shapes do not fit", "encode",
-                    "x " + to_string(input.shape()) + ", W_enc " + to_string(weights.shape()) + ", b_enc " + to_string(bias.shape()));
+                    "x " + to_string(input.shape()) + ", W_enc " + to_string(weights.shape()) + ", b_enc " +
+                        to_string(bias.shape()));
     auto* codes = new (t.arena().template allocate<codes_view<T>>(1)) codes_view<T>{};
     auto* adjoint = new (t.arena().template allocate<gradient<T>>(1)) gradient<T>{};
     const codes_variable<T, Tape> z{&t, codes, adjoint, input.shape().rows(), weights.rows()};
     if (t.main_codes == nullptr) t.main_codes = codes;
-    t.record(detail::encode_stage<Input, Weights, Bias, Activation, codes_variable<T, Tape>>{input, weights, bias, activation, among, z});
+    t.record(detail::encode_stage<Input, Weights, Bias, Activation, codes_variable<T, Tape>>{input, weights, bias,
+                                                                                             activation, among, z});
     return z;
 }
 

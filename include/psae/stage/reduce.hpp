@@ -23,7 +23,9 @@ struct evaluate_stage {
     template <class Tape>
     void backward(Tape& t) {
         if (out.adjoint->written)
-            accumulate_gradients(t, argument, view<const typename N::value_type, typename Out::shape_type>{out.adjoint->data, out.shape()});
+            accumulate_gradients(
+                t, argument,
+                view<const typename N::value_type, typename Out::shape_type>{out.adjoint->data, out.shape()});
     }
 };
 
@@ -58,8 +60,9 @@ struct mean_stage {
     void backward(Tape& t) {
         using T = typename N::value_type;
         if (out.adjoint->written)
-            accumulate_gradients(t, argument, make_map(times{}, view<const T, shape<>>{out.adjoint->data, {}},
-                                                       constant_node<T>{T(1) / static_cast<T>(count)}));
+            accumulate_gradients(t, argument,
+                                 make_map(times{}, view<const T, shape<>>{out.adjoint->data, {}},
+                                          constant_node<T>{T(1) / static_cast<T>(count)}));
     }
 };
 
@@ -78,8 +81,10 @@ struct column_mean_stage {
         using T = typename N::value_type;
         const std::size_t rows = argument.shape().rows();
         if (out.adjoint->written)
-            accumulate_gradients(t, argument, make_map(times{}, view<const T, typename Out::shape_type>{out.adjoint->data, out.shape()},
-                                                       constant_node<T>{T(1) / static_cast<T>(rows)}));
+            accumulate_gradients(
+                t, argument,
+                make_map(times{}, view<const T, typename Out::shape_type>{out.adjoint->data, out.shape()},
+                         constant_node<T>{T(1) / static_cast<T>(rows)}));
     }
 };
 
@@ -122,7 +127,8 @@ auto mean(const X& x) {
 // Mean of one number per token, [n, 1]: a scalar.
 template <operand X>
 auto mean_over_tokens(const X& x) {
-    static_assert(node_t<X>::shape_type::static_cols == 1, "psae: mean_over_tokens takes one number per token, [n, 1]; sum(...) first");
+    static_assert(node_t<X>::shape_type::static_cols == 1,
+                  "psae: mean_over_tokens takes one number per token, [n, 1]; sum(...) first");
     return mean(x);
 }
 
@@ -132,8 +138,8 @@ auto column_means(const X& x) {
     const auto n = as_node(x);
     using N = std::remove_const_t<decltype(n)>;
     auto& t = detail::require_tape(n);
-    auto out = t.template result<typename N::value_type>(shape<N::shape_type::static_cols>::from_extents(
-        std::array<std::size_t, 1>{n.shape().cols()}.data()));
+    auto out = t.template result<typename N::value_type>(
+        shape<N::shape_type::static_cols>::from_extents(std::array<std::size_t, 1>{n.shape().cols()}.data()));
     t.record(detail::column_mean_stage<N, decltype(out)>{n, out});
     return out;
 }

@@ -1,5 +1,6 @@
 #pragma once
-// CLIP's vision tower. Hidden states are numbered as Hugging Face does: 0 is after pre_layrnorm, i the output of block i.
+// CLIP's vision tower. Hidden states are numbered as Hugging Face does: 0 is after pre_layrnorm, i the output of block
+// i.
 
 #include <cmath>
 #include <cstddef>
@@ -11,7 +12,8 @@
 
 namespace psae {
 
-// A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(), width()].
+// A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(),
+// width()].
 class vision_tower {
 public:
     virtual ~vision_tower() = default;
@@ -26,31 +28,40 @@ public:
     std::size_t hidden_index(long layer) const {
         const long count = static_cast<long>(layers()) + 1, index = layer < 0 ? layer + count : layer;
         if (index < 0 || index >= count)
-            throw error("the model has no such layer", "layer " + std::to_string(layer), "hidden states are 0 to " + std::to_string(count - 1) + ", or -" + std::to_string(count) + " to -1");
+            throw error(
+                "the model has no such layer", "layer " + std::to_string(layer),
+                "hidden states are 0 to " + std::to_string(count - 1) + ", or -" + std::to_string(count) + " to -1");
         return static_cast<std::size_t>(index);
     }
     // Hidden state 0 from pixels [images, 3, side, side].
-    virtual void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images, float* tokens) const = 0;
+    virtual void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
+                       float* tokens) const = 0;
     // Hidden state `first` to hidden state `last`, in place.
-    virtual void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first, std::size_t last) const = 0;
+    virtual void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
+                     std::size_t last) const = 0;
     // Image embeddings [images, projection()] of the last hidden state, scaled to unit length if asked.
-    virtual void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds, bool normalised) const = 0;
+    virtual void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
+                         bool normalised) const = 0;
 };
 
 // The weights, in Hugging Face's layout: linear weights are [out, in]; queries, keys and values are stacked.
 template <class Config>
 struct clip_vision_weights {
     struct block {
-        std::vector<float> norm1_gain, norm1_bias, qkv, qkv_bias, out, out_bias, norm2_gain, norm2_bias, fc1, fc1_bias, fc2, fc2_bias;
+        std::vector<float> norm1_gain, norm1_bias, qkv, qkv_bias, out, out_bias, norm2_gain, norm2_bias, fc1, fc1_bias,
+            fc2, fc2_bias;
     };
     std::vector<float> class_embedding, patch, position, pre_gain, pre_bias, post_gain, post_bias, projection;
     std::vector<block> blocks;
 
-    // From anything with read(name, shape), such as safetensors_directory; an error names the tensor that is missing or misshapen.
+    // From anything with read(name, shape), such as safetensors_directory; an error names the tensor that is missing or
+    // misshapen.
     template <class Source>
     static clip_vision_weights load(const Source& source) {
         constexpr std::size_t d = Config::width, m = Config::mlp;
-        const auto get = [&](const std::string& name, std::vector<std::size_t> shape) { return source.read("vision_model." + name, shape); };
+        const auto get = [&](const std::string& name, std::vector<std::size_t> shape) {
+            return source.read("vision_model." + name, shape);
+        };
         clip_vision_weights w;
         w.class_embedding = get("embeddings.class_embedding", {d});
         w.patch = get("embeddings.patch_embedding.weight", {d, 3, Config::patch, Config::patch});
@@ -66,7 +77,8 @@ struct clip_vision_weights {
             b.norm1_gain = get(p + "layer_norm1.weight", {d});
             b.norm1_bias = get(p + "layer_norm1.bias", {d});
             for (const char* part : {"q_proj", "k_proj", "v_proj"}) {
-                const auto weight = get(p + "self_attn." + part + ".weight", {d, d}), bias = get(p + "self_attn." + part + ".bias", {d});
+                const auto weight = get(p + "self_attn." + part + ".weight", {d, d}),
+                           bias = get(p + "self_attn." + part + ".bias", {d});
                 b.qkv.insert(b.qkv.end(), weight.begin(), weight.end());
                 b.qkv_bias.insert(b.qkv_bias.end(), bias.begin(), bias.end());
             }
@@ -96,13 +108,15 @@ public:
     std::size_t layers() const override { return Config::layers; }
     std::size_t projection() const override { return Config::projection; }
 
-    void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images, float* tokens) const override {
-        patch_embedding(device, scratch, tokens, pixels, w_.patch.data(), w_.class_embedding.data(), w_.position.data(), images,
-                        Config::image, Config::patch, d);
+    void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
+               float* tokens) const override {
+        patch_embedding(device, scratch, tokens, pixels, w_.patch.data(), w_.class_embedding.data(), w_.position.data(),
+                        images, Config::image, Config::patch, d);
         layer_norm(device, tokens, tokens, w_.pre_gain.data(), w_.pre_bias.data(), images * Config::tokens, d, eps);
     }
 
-    void run(const cpu& device, arena<>& scratch, float* x, std::size_t images, std::size_t first, std::size_t last) const override {
+    void run(const cpu& device, arena<>& scratch, float* x, std::size_t images, std::size_t first,
+             std::size_t last) const override {
         const auto mark = scratch.position();
         const std::size_t n = images * Config::tokens;
         float* normed = scratch.allocate<float>(n * d);
@@ -124,7 +138,8 @@ public:
         scratch.release_to(mark);
     }
 
-    void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds, bool normalised) const override {
+    void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
+                 bool normalised) const override {
         const auto mark = scratch.position();
         float* pooled = scratch.allocate<float>(images * d);
         for (std::size_t i = 0; i < images; ++i) std::copy_n(tokens + i * Config::tokens * d, d, pooled + i * d);
@@ -146,8 +161,8 @@ private:
     static constexpr float eps = 1e-5f;
 
     // y (+)= x W^T. x: [n, in], W: [out, in], y: [n, out].
-    static void linear(const cpu& device, float* y, const float* x, const std::vector<float>& W, std::size_t n, std::size_t out,
-                       std::size_t in, float beta) {
+    static void linear(const cpu& device, float* y, const float* x, const std::vector<float>& W, std::size_t n,
+                       std::size_t out, std::size_t in, float beta) {
         gemm(device, false, true, n, out, in, 1.0f, x, in, W.data(), in, beta, y, out);
     }
 

@@ -1,5 +1,6 @@
 #pragma once
-// A vision tower from a Hugging Face CLIP directory: config.json picks the compiled-in configuration, safetensors hold the weights.
+// A vision tower from a Hugging Face CLIP directory: config.json picks the compiled-in configuration, safetensors hold
+// the weights.
 
 #include <filesystem>
 #include <memory>
@@ -22,17 +23,27 @@ inline clip_numbers read_clip_numbers(const std::filesystem::path& path) {
     const auto json = read_json(path);
     const std::string where = path.string();
     const auto* vision = find_member(json, "vision_config");
-    if (vision == nullptr || !vision->IsObject()) throw error("not a CLIP configuration", where, "expected an object vision_config");
+    if (vision == nullptr || !vision->IsObject())
+        throw error("not a CLIP configuration", where, "expected an object vision_config");
     const auto number = [&](const char* key, double otherwise) {
         const double v = json_number(*vision, key, otherwise, where);
-        if (!(v >= 1 && v <= 1e6) || v != std::floor(v)) throw error("configuration field is out of range", where + ", vision_config." + key, "expected an integer from 1 to 1000000");
+        if (!(v >= 1 && v <= 1e6) || v != std::floor(v))
+            throw error("configuration field is out of range", where + ", vision_config." + key,
+                        "expected an integer from 1 to 1000000");
         return static_cast<std::size_t>(v);
     };
     // Defaults are those of transformers' CLIPVisionConfig: fields that equal them are left out of saved files.
-    const double projection = json_number(json, "projection_dim", json_number(*vision, "projection_dim", 512, where), where);
-    return {number("image_size", 224), number("patch_size", 32), number("hidden_size", 768), number("num_hidden_layers", 12),
-            number("num_attention_heads", 12), number("intermediate_size", 3072), static_cast<std::size_t>(projection),
-            json_string(*vision, "hidden_act", "quick_gelu", where), json_number(*vision, "layer_norm_eps", 1e-5, where)};
+    const double projection =
+        json_number(json, "projection_dim", json_number(*vision, "projection_dim", 512, where), where);
+    return {number("image_size", 224),
+            number("patch_size", 32),
+            number("hidden_size", 768),
+            number("num_hidden_layers", 12),
+            number("num_attention_heads", 12),
+            number("intermediate_size", 3072),
+            static_cast<std::size_t>(projection),
+            json_string(*vision, "hidden_act", "quick_gelu", where),
+            json_number(*vision, "layer_norm_eps", 1e-5, where)};
 }
 
 // The fields in which a configuration differs from the file: "image_size 224 (file: 336), ...".
@@ -42,7 +53,8 @@ std::string differences(const clip_numbers& n, std::size_t& count) {
     count = 0;
     const auto compare = [&](const char* field, std::size_t own, std::size_t file) {
         if (own == file) return;
-        text += (count++ ? ", " : "") + std::string(field) + " " + std::to_string(own) + " (file: " + std::to_string(file) + ")";
+        text += (count++ ? ", " : "") + std::string(field) + " " + std::to_string(own) +
+                " (file: " + std::to_string(file) + ")";
     };
     compare("image_size", Config::image, n.image);
     compare("patch_size", Config::patch, n.patch);
@@ -53,7 +65,8 @@ std::string differences(const clip_numbers& n, std::size_t& count) {
     compare("projection_dim", Config::projection, n.projection);
     const std::string own = Config::activation == mlp_activation::quick_gelu ? "quick_gelu" : "gelu";
     if (own != n.activation) text += (count++ ? ", " : "") + ("hidden_act " + own) + " (file: " + n.activation + ")";
-    if (n.eps != 1e-5) text += (count++ ? ", " : "") + std::string("layer_norm_eps 1e-05 (file: ") + std::to_string(n.eps) + ")";
+    if (n.eps != 1e-5)
+        text += (count++ ? ", " : "") + std::string("layer_norm_eps 1e-05 (file: ") + std::to_string(n.eps) + ")";
     return text;
 }
 
@@ -79,7 +92,8 @@ std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& dire
     };
     (consider(Config{}), ...);
     if (tower == nullptr)
-        throw error("no compiled-in configuration fits this model", path.string(), nearest, "compile one in with -DPSAE_MODELS=FILE");
+        throw error("no compiled-in configuration fits this model", path.string(), nearest,
+                    "compile one in with -DPSAE_MODELS=FILE");
     return tower;
 }
 

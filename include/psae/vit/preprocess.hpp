@@ -1,6 +1,7 @@
 #pragma once
-// CLIP's preprocessing, equal to Hugging Face's CLIPImageProcessor: resize the shortest edge (Pillow's antialiased bicubic in
-// 22-bit fixed point, horizontally then vertically, each pass rounded to bytes), centre crop, scale to [0, 1], normalise.
+// CLIP's preprocessing, equal to Hugging Face's CLIPImageProcessor: resize the shortest edge (Pillow's antialiased
+// bicubic in 22-bit fixed point, horizontally then vertically, each pass rounded to bytes), centre crop, scale to [0,
+// 1], normalise.
 
 #include <cmath>
 #include <cstdint>
@@ -35,13 +36,15 @@ inline resample_weights bicubic_weights(std::size_t in, std::size_t out, std::si
         if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
         return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
     };
-    const double scale = static_cast<double>(in) / static_cast<double>(out), stretch = std::max(scale, 1.0), support = 2 * stretch;
+    const double scale = static_cast<double>(in) / static_cast<double>(out), stretch = std::max(scale, 1.0),
+                 support = 2 * stretch;
     resample_weights r;
     std::vector<double> values;
     for (std::size_t i = first; i < first + count; ++i) {
         const double centre = (static_cast<double>(i) + 0.5) * scale;
         const auto low = static_cast<std::size_t>(std::max(0.0, std::trunc(centre - support + 0.5)));
-        const auto high = static_cast<std::size_t>(std::min(static_cast<double>(in), std::trunc(centre + support + 0.5)));
+        const auto high =
+            static_cast<std::size_t>(std::min(static_cast<double>(in), std::trunc(centre + support + 0.5)));
         values.clear();
         double sum = 0;
         for (std::size_t x = low; x < high; ++x) {
@@ -64,8 +67,8 @@ inline std::uint8_t round_to_byte(std::int32_t sum) {
 
 }  // namespace detail
 
-// The picture after resize and centre crop, [crop, crop, 3]; only what the crop shows is computed. Where the picture is smaller
-// than the crop the rest is black.
+// The picture after resize and centre crop, [crop, crop, 3]; only what the crop shows is computed. Where the picture is
+// smaller than the crop the rest is black.
 inline std::vector<std::uint8_t> resize_and_crop(const image& picture, const preprocessing& p) {
     const std::size_t w = picture.width, h = picture.height, edge = p.shortest_edge;
     const auto longer = [&](std::size_t side, std::size_t shorter) {
@@ -79,7 +82,8 @@ inline std::vector<std::uint8_t> resize_and_crop(const image& picture, const pre
         return n >= p.crop ? window{(n - p.crop) / 2, 0, p.crop} : window{0, (p.crop - n + 1) / 2, n};
     };
     const window x = centre(new_w), y = centre(new_h);
-    const auto across = detail::bicubic_weights(w, new_w, x.source, x.count), down = detail::bicubic_weights(h, new_h, y.source, y.count);
+    const auto across = detail::bicubic_weights(w, new_w, x.source, x.count),
+               down = detail::bicubic_weights(h, new_h, y.source, y.count);
     const std::size_t first_row = down.spans.front().first, end_row = down.spans.back().first + down.spans.back().count;
     std::vector<std::uint8_t> narrow((end_row - first_row) * x.count * 3);
     for (std::size_t r = first_row; r < end_row; ++r) {

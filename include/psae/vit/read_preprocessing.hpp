@@ -17,8 +17,10 @@ inline preprocessing read_preprocessing(const std::filesystem::path& directory, 
     const auto extent = [&](const char* key, const char* inner, std::size_t otherwise) {
         const auto* v = find_member(json, key);
         if (v == nullptr) return otherwise;
-        const double n = v->IsObject() ? json_number(*v, inner, double(otherwise), where) : json_number(json, key, double(otherwise), where);
-        if (!(n >= 1 && n <= 16384)) throw error("configuration field is out of range", where + ", key " + key, "1 to 16384");
+        const double n = v->IsObject() ? json_number(*v, inner, double(otherwise), where)
+                                       : json_number(json, key, double(otherwise), where);
+        if (!(n >= 1 && n <= 16384))
+            throw error("configuration field is out of range", where + ", key " + key, "1 to 16384");
         return static_cast<std::size_t>(n);
     };
     p.shortest_edge = extent("size", "shortest_edge", side);
@@ -33,7 +35,8 @@ inline preprocessing read_preprocessing(const std::filesystem::path& directory, 
     numbers("image_mean", p.mean);
     numbers("image_std", p.std);
     if (p.crop != side)
-        throw error("preprocessing and model disagree", where + ", key crop_size", "the model takes " + std::to_string(side) + " pixels, found " + std::to_string(p.crop));
+        throw error("preprocessing and model disagree", where + ", key crop_size",
+                    "the model takes " + std::to_string(side) + " pixels, found " + std::to_string(p.crop));
     return p;
 }
 
