@@ -23,6 +23,7 @@ run_result evaluate_variant(Variant& sae, const std::vector<float>& x, const std
     cpu device;
     arena<> scratch;
     tape<cpu> t(device, scratch, mode::train);
+    t.form = codes_form::entries;
     sae.each_parameter([&](const char*, auto& p) { t.collect(p); });
     const std::size_t d = sae.inputs(), n = x.size() / d, dead_count = dead.size();
     const view<const float, shape<dyn, dyn>> tokens{x.data(), shape<dyn, dyn>{n, d}};
@@ -35,7 +36,7 @@ run_result evaluate_variant(Variant& sae, const std::vector<float>& x, const std
         r.gradients[name].resize(p.size());
         read_gradient(p, r.gradients[name].data());
     });
-    const auto& z = *static_cast<const codes_view<float>*>(t.main_codes);
+    const auto& z = static_cast<const codes_record<float>*>(t.main_codes)->entries;
     for (std::size_t token = 0; token < n; ++token)
         for (std::size_t i = z.offsets[token]; i < z.offsets[token + 1]; ++i)
             r.z[token * z.latents + z.latent[i]] = z.value[i];

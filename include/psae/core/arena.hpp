@@ -40,7 +40,7 @@ public:
     // Takes everything back.
     void reset() {
         if (blocks_.size() > 1) {
-            const std::size_t total = peak_ + peak_ / 4;  // room for codes that grow a little from step to step
+            const std::size_t total = peak_ + peak_ / 16;  // room for codes that grow a little from step to step
             release();
             add_block(total);
         }

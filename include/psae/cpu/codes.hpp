@@ -35,12 +35,55 @@ void codes_sums(cpu& device, T* out, const codes_view<T>& z, const E& e) {
     });
 }
 
+// The same for a tile; shares of tiles after the first are added.
+template <class T, class E>
+void codes_sums(cpu& device, T* out, const codes_tile<T>& z, const E& e) {
+    detail::each_token(device, z.tokens, [&](std::size_t t) {
+        const T* value = z.value + t * z.count;
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (std::size_t j = 0; j < z.count; ++j) {
+            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j]}));
+            sum += value[j] != 0 ? term : T(0);
+        }
+        out[t] = z.first == 0 ? sum : out[t] + sum;
+    });
+}
+
 // g[i] *= activation.derivative(z[i]): the gradient of the pre-activations from that of the values, in place.
 template <class T, class Activation>
 void multiply_by_derivative(cpu& device, T* g, const codes_view<T>& z, const Activation& activation) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) g[i] *= activation.derivative(z.value[i]);
     });
+}
+
+// The same for a tile, g: [n, count], 0 where a latent is not active. sums[j] = sum over tokens of g[:, j]; sums:
+// [count].
+template <class T, class Activation>
+void multiply_by_derivative(cpu& device, arena<>& scratch, T* g, T* sums, const codes_tile<T>& z,
+                            const Activation& activation) {
+    const auto mark = scratch.position();
+    constexpr std::size_t block = 64;
+    const std::size_t blocks = (z.tokens + block - 1) / block;
+    T* partial = scratch.allocate<T>(blocks * z.count);
+    device.parallel_for(blocks, [&](std::size_t b) {
+        T* sum = partial + b * z.count;
+        std::fill_n(sum, z.count, T(0));
+        for (std::size_t t = b * block; t < std::min(z.tokens, (b + 1) * block); ++t) {
+            const T* value = z.value + t * z.count;
+            T* own = g + t * z.count;
+#pragma omp simd
+            for (std::size_t j = 0; j < z.count; ++j) {
+                own[j] = value[j] != 0 ? own[j] * activation.derivative(value[j]) : T(0);
+                sum[j] += own[j];
+            }
+        }
+    });
+    std::fill_n(sums, z.count, T(0));
+    for (std::size_t b = 0; b < blocks; ++b)
+        for (std::size_t j = 0; j < z.count; ++j) sums[j] += partial[b * z.count + j];
+    scratch.release_to(mark);
 }
 
 // out[i] (+)= e at entry i. out: [nnz].
@@ -50,6 +93,21 @@ void codes_assign(cpu& device, T* out, const codes_view<T>& z, const E& e, write
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
             const T value = e.load(codes_position<T>{t, z.latent[i], z.value[i]});
             out[i] = mode == write::add ? out[i] + value : value;
+        }
+    });
+}
+
+// The same for a tile. out: [n, count]; 0 (or unchanged) where a latent is not active.
+template <class T, class E>
+void codes_assign(cpu& device, T* out, const codes_tile<T>& z, const E& e, write mode) {
+    detail::each_token(device, z.tokens, [&](std::size_t t) {
+        const T* value = z.value + t * z.count;
+        T* own = out + t * z.count;
+        if (mode == write::overwrite) std::fill_n(own, z.count, T(0));
+#pragma omp simd
+        for (std::size_t j = 0; j < z.count; ++j) {
+            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j]}));
+            own[j] += value[j] != 0 ? term : T(0);
         }
     });
 }
@@ -89,12 +147,19 @@ void sparse_decode_adjoint(cpu& device, T* out, const codes_view<T>& z, const T*
 // Adds e over the entries to leaf[0] (one number), leaf[token] (one per token) or leaf[latent] (one per latent).
 // Sequential: what broadcasts over codes is small.
 template <class T, class E, class Place>
-void codes_scatter(cpu&, T* leaf, std::size_t count, const codes_view<T>& z, const E& e, write mode,
-                   const Place& place) {
+void codes_scatter(T* leaf, std::size_t count, const codes_view<T>& z, const E& e, write mode, const Place& place) {
     if (mode == write::overwrite) std::fill(leaf, leaf + count, T(0));
     for (std::size_t t = 0; t < z.tokens; ++t)
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
             leaf[place(t, z.latent[i])] += e.load(codes_position<T>{t, z.latent[i], z.value[i]});
+}
+template <class T, class E, class Place>
+void codes_scatter(T* leaf, std::size_t count, const codes_tile<T>& z, const E& e, write mode, const Place& place) {
+    if (mode == write::overwrite) std::fill(leaf, leaf + count, T(0));
+    for (std::size_t t = 0; t < z.tokens; ++t)
+        for (std::size_t j = 0; j < z.count; ++j)
+            if (const T value = z.value[t * z.count + j]; value != 0)
+                leaf[place(t, z.first + j)] += e.load(codes_position<T>{t, z.first + j, value});
 }
 
 // sums[f] = sum over the entries of latent f of weights. sums: [d_sae].
@@ -110,10 +175,10 @@ void latent_sums(cpu& device, T* sums, const codes_view<T>& z, const T* weights)
     });
 }
 
-// out[:] = sum over latents of weight[f] * W[f, :]. out: [d]; latents of weight 0 are not read.
+// out[:] (+)= sum over latents of weight[f] * W[f, :]. out: [d]; latents of weight 0 are not read.
 template <class T>
 void weighted_row_sum(cpu& device, arena<>& scratch, T* out, const T* weight, const T* W, std::size_t latents,
-                      std::size_t d) {
+                      std::size_t d, write mode) {
     const auto mark = scratch.position();
     constexpr std::size_t block = 1024;
     const std::size_t blocks = (latents + block - 1) / block;
@@ -129,17 +194,18 @@ void weighted_row_sum(cpu& device, arena<>& scratch, T* out, const T* weight, co
             for (std::size_t c = 0; c < d; ++c) sum[c] += w * row[c];
         }
     });
-    std::fill(out, out + d, T(0));
+    if (mode == write::overwrite) std::fill(out, out + d, T(0));
     for (std::size_t b = 0; b < blocks; ++b)
         for (std::size_t c = 0; c < d; ++c) out[c] += partial[b * d + c];
     scratch.release_to(mark);
 }
 
-// Row f of a parameter's gradient: its dense part plus its outer-product shares, in the order they were recorded. row:
-// [cols].
+// row += what the dense part and the outer-product shares of a gradient say of row f, the shares in the order they were
+// recorded. row: [cols].
 template <class T>
-void gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t cols, T* row) {
-    for (std::size_t c = 0; c < cols; ++c) row[c] = g.written ? g.data[f * cols + c] : T(0);
+void add_gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t cols, T* row) {
+    if (g.written)
+        for (std::size_t c = 0; c < cols; ++c) row[c] += g.data[f * cols + c];
     for (const outer_product<T>* p = g.products; p != nullptr; p = p->next) {
         const codes_view<T>& z = *p->codes;
         for (std::size_t j = z.latent_offsets[f]; j < z.latent_offsets[f + 1]; ++j) {
@@ -153,6 +219,25 @@ void gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t col
             }
         }
     }
+}
+
+// Row f of a parameter's gradient. row: [cols].
+template <class T>
+void gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t cols, T* row) {
+    std::fill_n(row, cols, T(0));
+    add_gradient_row(g, f, cols, row);
+}
+
+// rows += rows first .. first + count of a gradient. rows: [count, cols].
+template <class T>
+void add_gradient_rows(cpu& device, const parameter_gradient<T>& g, std::size_t first, std::size_t count,
+                       std::size_t cols, T* rows) {
+    if (!g.written && g.products == nullptr) return;
+    constexpr std::size_t block = 32;
+    device.parallel_for((count + block - 1) / block, [&](std::size_t b) {
+        for (std::size_t r = b * block; r < std::min(count, (b + 1) * block); ++r)
+            add_gradient_row(g, first + r, cols, rows + r * cols);
+    });
 }
 
 }  // namespace psae

@@ -60,6 +60,73 @@ PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
 
 }  // namespace detail
 
+// Above this share of active latents tiles are faster than entries: four GEMMs more against work in proportion to the
+// entries. The crossover is flat; bench/sae_step.cpp measures it.
+inline double dense_from_share(const cpu&) { return 1.0 / 24; }
+
+// Latents of one dense tile: about 16 MiB of floats. An odd number of cache lines: a product with a transposed tile
+// reads it down its columns, and rows a power of two apart would share few sets of the cache (28% slower).
+inline std::size_t encode_tile_latents(const cpu&, std::size_t tokens, std::size_t latents) {
+    const std::size_t lines = (std::size_t{1} << 22) / std::max<std::size_t>(tokens, 1) / 16;
+    return std::min(latents, (std::clamp<std::size_t>(lines, 8, 256) | 1) * 16);
+}
+
+// A dense tile of codes [tokens, count] of x [tokens, d] under an elementwise activation, 0 where a latent is not
+// active; fired[j] = for how many tokens latent j is, unless null. W: [count, d], b: [count].
+template <class T, class Activation>
+void encode_tile(cpu& device, arena<>& scratch, T* tile, std::uint32_t* fired, const T* x, std::size_t tokens,
+                 std::size_t d, const T* W, const T* b, std::size_t count, const Activation& activation) {
+    gemm(device, false, true, tokens, count, d, T(1), x, d, W, d, T(0), tile, count);
+    const auto mark = scratch.position();
+    constexpr std::size_t block = 64;
+    const std::size_t blocks = (tokens + block - 1) / block;
+    auto* partial = scratch.allocate<std::uint32_t>(blocks * count);
+    device.parallel_for(blocks, [&](std::size_t i) {
+        std::uint32_t* active = partial + i * count;
+        std::fill_n(active, count, std::uint32_t{0});
+        for (std::size_t t = i * block; t < std::min(tokens, (i + 1) * block); ++t) {
+            T* row = tile + t * count;
+#pragma omp simd
+            for (std::size_t j = 0; j < count; ++j) {
+                const T h = row[j] + b[j];
+                const bool is_active = activation.active(h);
+                row[j] = is_active ? activation.value(h) : T(0);
+                active[j] += is_active;
+            }
+        }
+    });
+    if (fired != nullptr) {
+        std::fill_n(fired, count, std::uint32_t{0});
+        for (std::size_t i = 0; i < blocks; ++i)
+            for (std::size_t j = 0; j < count; ++j) fired[j] += partial[i * count + j];
+    }
+    scratch.release_to(mark);
+}
+
+// An estimate of the share of latents that are active, from at most 64 tokens and 1024 latents spread evenly.
+template <class T, class Activation>
+double active_share(cpu& device, arena<>& scratch, const T* x, std::size_t tokens, std::size_t d, const T* W,
+                    const T* b, std::size_t latents, const Activation& activation) {
+    const auto mark = scratch.position();
+    const std::size_t rows = std::min<std::size_t>(tokens, 64), columns = std::min<std::size_t>(latents, 1024);
+    T* some_x = scratch.allocate<T>(rows * d);
+    T* some_W = scratch.allocate<T>(columns * d);
+    T* some_b = scratch.allocate<T>(columns);
+    T* tile = scratch.allocate<T>(rows * columns);
+    auto* fired = scratch.allocate<std::uint32_t>(columns);
+    for (std::size_t i = 0; i < rows; ++i) std::copy_n(x + i * tokens / rows * d, d, some_x + i * d);
+    for (std::size_t j = 0; j < columns; ++j) {
+        std::copy_n(W + j * latents / columns * d, d, some_W + j * d);
+        some_b[j] = b[j * latents / columns];
+    }
+    encode_tile(device, scratch, tile, fired, static_cast<const T*>(some_x), rows, d, static_cast<const T*>(some_W),
+                static_cast<const T*>(some_b), columns, activation);
+    std::size_t active = 0;
+    for (std::size_t j = 0; j < columns; ++j) active += fired[j];
+    scratch.release_to(mark);
+    return rows * columns == 0 ? 0 : static_cast<double>(active) / static_cast<double>(rows * columns);
+}
+
 // Adds the latent-major view by a counting sort.
 template <class T>
 void add_latent_view(arena<>& scratch, codes_view<T>& z) {

@@ -80,14 +80,20 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
     } else if (n.adjoint != nullptr) {
         const write how = n.adjoint->written ? write::add : write::overwrite;
         if constexpr (over_codes<N>) {
-            codes_assign(t.device(), t.dense(*n.adjoint, n.codes->entries()), *n.codes, cotangent, how);
+            // In dense form the encoder has given the adjoint memory for the tile at hand.
+            if (!n.codes->dense) t.dense(*n.adjoint, n.codes->active);
+            with_form(*n.codes,
+                      [&](const auto& codes) { codes_assign(t.device(), n.adjoint->data, codes, cotangent, how); });
             n.adjoint->written = true;
         } else if constexpr (over_codes<G>) {
             using S = typename N::shape_type;
-            codes_scatter(t.device(), t.dense(*n.adjoint, n.size()), n.size(), *detail::codes_of(cotangent), cotangent,
-                          how, [](std::size_t token, std::size_t latent) -> std::size_t {
-                              return S::rank == 0 ? 0 : S::rank == 1 ? latent : token;
-                          });
+            auto* leaf = t.dense(*n.adjoint, n.size());
+            with_form(*detail::codes_of(cotangent), [&](const auto& codes) {
+                codes_scatter(leaf, n.size(), codes, cotangent, how,
+                              [](std::size_t token, std::size_t latent) -> std::size_t {
+                                  return S::rank == 0 ? 0 : S::rank == 1 ? latent : token;
+                              });
+            });
             n.adjoint->written = true;
         } else {
             add_to_gradient(t, *n.adjoint, n.shape(), cotangent);

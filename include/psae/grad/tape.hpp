@@ -7,6 +7,7 @@
 // nothing is kept for gradients.) Values, adjoints and the records themselves live in the arena: a step allocates
 // nothing once the arena has its size.
 
+#include <algorithm>
 #include <cstddef>
 #include <new>
 #include <type_traits>
@@ -37,12 +38,55 @@ struct outer_product {
     outer_product* next;
 };
 
+template <class T>
+struct parameter_gradient;
+
+// Takes complete rows first .. first + count of a gradient, [count, d], as soon as they are known, so that an optimiser
+// can use them (and change the parameter's rows) while they are in cache.
+template <class T>
+struct row_taker {
+    void (*take)(void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows);
+    void* self;
+};
+
 // The gradient of a parameter: a dense part and shares in outer-product form.
 template <class T>
 struct parameter_gradient : gradient<T> {
     outer_product<T>* products = nullptr;
-    bool touched() const { return this->written || products != nullptr; }
+    const row_taker<T>* taker = nullptr;  // set by who wants rows early; there may be none that are early
+    bool taken = false;                   // all rows went to the taker
+    gradient<T> chunk;  // the rows of the chunk of latents at hand, while an encoder goes through tiles
+    std::size_t chunk_columns = 0;
+    parameter_gradient* next_with_chunk = nullptr;
 };
+
+// How an encoder holds its codes in a training step: as entries, or, while a large share of the latents fires for every
+// token, as tiles that are made, used and made again in the backward sweep, and never in memory all at once.
+enum class codes_form { by_density, entries, tiles };
+
+// The codes of one encoder on a tape, in either form.
+template <class T>
+struct codes_record {
+    codes_view<T> entries;               // empty in dense form
+    codes_tile<T> tile;                  // in dense form: the chunk at hand
+    bool dense = false;                  // known once the encoder has run
+    bool entries_needed = false;         // by something that reads the codes and cannot take them chunk by chunk
+    std::size_t stage = 0;               // the number of the encoder on its tape
+    std::uint32_t* fired = nullptr;      // [d_sae] in train mode: for how many tokens each latent is active
+    std::size_t tokens = 0, active = 0;  // number of tokens, and of entries over all of them
+    std::size_t tile_latents = 0;        // of every tile but the last
+    parameter_gradient<T>* with_chunk = nullptr;  // parameters that get gradient rows from the tile at hand
+
+    // Mean number of active latents per token.
+    double l0() const { return tokens == 0 ? 0 : static_cast<double>(active) / static_cast<double>(tokens); }
+};
+
+// Calls f with the form the codes are in.
+template <class T, class F>
+void with_form(const codes_record<T>& z, const F& f) {
+    if (z.dense) f(z.tile);
+    else f(z.entries);
+}
 
 // A learned tensor. As an operand it is a view; on a tape in train mode its gradient is collected in `gradient`.
 template <class T, class Shape, space Space = space::host>
@@ -76,6 +120,7 @@ struct variable : view<const T, Shape, Tape::memory> {
     Tape* owner;
     psae::gradient<T>* adjoint;
     T* storage;
+    std::size_t stage;  // the number of the stage that makes it; 0 for inputs
 };
 template <class T, class Shape, space Space>
 struct parameter_node : view<const T, Shape, Space> {
@@ -95,8 +140,8 @@ struct codes_variable {
     static constexpr bool is_over_codes = true;
 
     Tape* owner;
-    codes_view<T>* codes;        // filled when the encoder runs
-    psae::gradient<T>* adjoint;  // on the same support: [nnz]
+    codes_record<T>* codes;      // filled when the encoder runs
+    psae::gradient<T>* adjoint;  // on the same support: [nnz], or [n, count] for the tile at hand
     std::size_t tokens, latents;
 
     PSAE_FN shape_type shape() const { return shape_type{tokens, latents}; }
@@ -141,6 +186,28 @@ auto& require_tape(const N& n) {
     using pointer = decltype(tape_of(n));
     static_assert(!std::is_null_pointer_v<pointer>, "psae: no operand belongs to a tape; start from tape.input(...)");
     return *tape_of(n);
+}
+
+// The number of the last stage that has a part in the expression, codes aside.
+template <class N>
+std::size_t latest_stage(const N& n) {
+    if constexpr (requires { n.stage; }) return n.stage;
+    else return 0;
+}
+template <class F, class... A>
+std::size_t latest_stage(const map_node<F, A...>& n);
+template <class A>
+std::size_t latest_stage(const stopped_node<A>& n) {
+    return latest_stage(n.argument);
+}
+template <class F, class... A>
+std::size_t latest_stage(const map_node<F, A...>& n) {
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+        std::size_t latest = 0;
+        ((latest = std::max(latest, latest_stage(get<I>(n.arguments)))), ...);
+        return latest;
+    }
+    (std::index_sequence_for<A...>{});
 }
 
 // The codes an expression over codes stands on; throws if it mixes two supports.
@@ -202,14 +269,16 @@ public:
     template <class T, class Shape>
     variable<std::remove_const_t<T>, Shape, tape> variable_of(view<T, Shape, memory> x) {
         using U = std::remove_const_t<T>;
-        return {{x.data, x.shape()}, this, make_gradient<U>(x.size()), const_cast<U*>(x.data)};
+        return {{x.data, x.shape()}, this, make_gradient<U>(), const_cast<U*>(x.data), 0};
     }
     // Fresh memory for the result of a stage.
     template <class T, class Shape>
     variable<T, Shape, tape> result(const Shape& extents) {
         T* storage = arena_.template allocate<T>(extents.size());
-        return {{storage, extents}, this, training() ? make_gradient<T>(extents.size()) : nullptr, storage};
+        return {{storage, extents}, this, training() ? make_gradient<T>() : nullptr, storage, next_stage()};
     }
+    // The number of the stage that is recorded next, from 1.
+    std::size_t next_stage() const { return recorded_ + 1; }
     // Lets a parameter collect its gradient on this tape. Rows in outer-product form need no dense memory;
     // `dense` is where a dense gradient goes, taken from the arena when it is first needed.
     template <class T, class Shape>
@@ -227,35 +296,46 @@ public:
     // Keeps a stage: an object with forward(tape&) and backward(tape&).
     template <class Entry>
     void record(Entry entry) {
-        static_assert(std::is_trivially_destructible_v<Entry>, "psae: what a tape keeps lives in the arena");
-        if (mode_ == mode::infer) {
-            entry.forward(*this);
-            return;
-        }
-        auto* kept = new (arena_.template allocate<kept_entry<Entry>>(1)) kept_entry<Entry>{{}, entry};
-        kept->previous = last_;
-        kept->run = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.forward(t); };
-        kept->run_adjoint = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.backward(t); };
-        if (last_ != nullptr) last_->next = kept;
-        else first_ = kept;
-        last_ = kept;
+        keep(entry, nullptr);
+    }
+    // Keeps a stage that reads codes. In dense form the encoder runs it, once for each tile. That takes that all its
+    // other inputs are there when the encoder runs: `latest` is the number of the last stage that makes one of them.
+    template <class T, class Entry>
+    void record_reader(codes_record<T>& codes, std::size_t latest, Entry entry) {
+        if (codes.dense)
+            throw error("codes in dense form have gone by", "tape", "", "record what reads them before run()");
+        if (latest >= codes.stage) codes.entries_needed = true;
+        keep(entry, &codes.dense);
     }
 
     // Runs what has been recorded and not run yet.
     void run() {
         for (link* l = done_ == nullptr ? first_ : done_->next; l != nullptr; l = l->next) {
-            l->run(l, *this);
+            if (!by_tiles(l)) l->run(l, *this);
             done_ = l;
         }
     }
     // Runs the adjoints of everything, last to first. The seed is whatever has been added to adjoints before.
     void run_adjoints() {
-        for (link* l = last_; l != nullptr; l = l->previous) l->run_adjoint(l, *this);
+        for (link* l = last_; l != nullptr; l = l->previous)
+            if (!by_tiles(l)) l->run_adjoint(l, *this);
+    }
+    // What reads these codes, on their tile at hand: forwards in order, or adjoints in reverse.
+    template <class T>
+    void run_readers(const codes_record<T>& codes) {
+        for (link* l = first_; l != nullptr; l = l->next)
+            if (l->reads_dense == &codes.dense) l->run(l, *this);
+    }
+    template <class T>
+    void run_reader_adjoints(const codes_record<T>& codes) {
+        for (link* l = last_; l != nullptr; l = l->previous)
+            if (l->reads_dense == &codes.dense) l->run_adjoint(l, *this);
     }
 
     // Forgets the records. The arena is reset by its owner.
     void clear() {
         first_ = last_ = done_ = nullptr;
+        recorded_ = 0;
         terms_count_ = 0;
         main_codes = nullptr;
         reconstruction = nullptr;
@@ -274,13 +354,20 @@ public:
         for (std::size_t i = 0; i < terms_count_; ++i) f(terms_[i].name, terms_[i].read(terms_[i].value));
     }
 
-    // The codes of the first encoder and the first reconstruction decoded from them: what metrics speak of.
+    // How encoders hold their codes in train mode, and how many bytes of tiles they may keep for the backward sweep
+    // instead of making them again.
+    codes_form form = codes_form::by_density;
+    std::size_t codes_memory = 0;
+
+    // The codes (a codes_record) of the first encoder and the first reconstruction decoded from them: what metrics
+    // speak of.
     const void* main_codes = nullptr;
     const void* reconstruction = nullptr;
 
 private:
     struct link {
         link *previous = nullptr, *next = nullptr;
+        const bool* reads_dense = nullptr;  // whether the codes it reads are dense; null for what reads none
         void (*run)(link*, tape&) = nullptr;
         void (*run_adjoint)(link*, tape&) = nullptr;
     };
@@ -294,8 +381,28 @@ private:
         double (*read)(const void*);
     };
 
+    static bool by_tiles(const link* l) { return l->reads_dense != nullptr && *l->reads_dense; }
+
+    template <class Entry>
+    void keep(Entry& entry, const bool* reads_dense) {
+        static_assert(std::is_trivially_destructible_v<Entry>, "psae: what a tape keeps lives in the arena");
+        ++recorded_;
+        if (mode_ == mode::infer) {
+            entry.forward(*this);
+            return;
+        }
+        auto* kept = new (arena_.template allocate<kept_entry<Entry>>(1)) kept_entry<Entry>{{}, entry};
+        kept->previous = last_;
+        kept->reads_dense = reads_dense;
+        kept->run = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.forward(t); };
+        kept->run_adjoint = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.backward(t); };
+        if (last_ != nullptr) last_->next = kept;
+        else first_ = kept;
+        last_ = kept;
+    }
+
     template <class T>
-    gradient<T>* make_gradient(std::size_t) {
+    gradient<T>* make_gradient() {
         return new (arena_.template allocate<gradient<T>>(1)) gradient<T>{};
     }
 
@@ -304,7 +411,7 @@ private:
     psae::mode mode_;
     link *first_ = nullptr, *last_ = nullptr, *done_ = nullptr;
     term_record terms_[max_terms];
-    std::size_t terms_count_ = 0;
+    std::size_t terms_count_ = 0, recorded_ = 0;
 };
 
 }  // namespace psae

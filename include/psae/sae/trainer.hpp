@@ -26,6 +26,9 @@ struct training_options {
     bool unit_norm_decoder = true;        // rows normalised before each step, gradients projected off their direction
     std::size_t dead_after = 64;          // a latent is dead once it has not fired for more than this many steps
     std::size_t frequency_window = 1000;  // activation frequencies are counted anew every so many steps
+    codes_form codes = codes_form::by_density;
+    std::size_t codes_memory =
+        0;  // bytes that dense codes may take between the two sweeps; what does not fit is made again
 };
 
 // What one step reports.
@@ -72,7 +75,15 @@ public:
 
         scratch_.reset();
         tape<cpu> t(device_, scratch_, mode::train);
-        sae_.each_parameter([&](const char*, auto& p) { t.collect(p); });
+        t.form = options_.codes;
+        t.codes_memory = options_.codes_memory;
+        const row_taker<T> taker{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
+                                    T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
+                                 this};
+        sae_.each_parameter([&](const char*, auto& p) {
+            t.collect(p);
+            if (options_.clip_grad_norm == 0) p.gradient->taker = &taker;
+        });
         const training_state now{{dead_.data(), &dead_count}, dead_count > 0, token_weights};
         const auto loss = loss_of(t.input(tokens), now);
         t.run();
@@ -84,9 +95,10 @@ public:
                         "look for NaN in the activations, or lower the learning rate");
         }
         count_activity(t, tokens, report);
-        backward(t, loss);
         report.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
-        update(report.lr);
+        factors_ = options_.optimiser.at(report.lr, step_ + 1);
+        backward(t, loss);
+        update();
         release_gradients();
         ++step_;
         return report;
@@ -129,12 +141,11 @@ private:
     template <class Tape, class Shape>
     void count_activity(Tape& t, view<const T, Shape> tokens, step_metrics& report) {
         if (t.main_codes == nullptr) return;
-        const auto& z = *static_cast<const codes_view<T>*>(t.main_codes);
+        const auto& z = *static_cast<const codes_record<T>*>(t.main_codes);
         report.l0 = z.l0();
-        for (std::size_t f = 0; f < z.latents; ++f) {
-            const std::size_t fired = z.latent_offsets[f + 1] - z.latent_offsets[f];
-            activation_count_[f] += fired;
-            since_fired_[f] = fired > 0 ? 0 : since_fired_[f] + 1;
+        for (std::size_t f = 0; f < since_fired_.size(); ++f) {
+            activation_count_[f] += z.fired[f];
+            since_fired_[f] = z.fired[f] > 0 ? 0 : since_fired_[f] + 1;
         }
         counted_tokens_ += z.tokens;
         if (t.reconstruction == nullptr) return;
@@ -152,67 +163,90 @@ private:
         report.explained_variance = variance > 0 ? 1 - residual / variance : 0;
     }
 
-    // The gradient of row f as the optimiser takes it.
+    static constexpr std::size_t row_block = 64;  // rows of one parallel task
+
     template <class P>
-    void final_gradient_row(const P& p, std::size_t f, std::size_t cols, bool project, T* row) const {
-        gradient_row(*p.gradient, f, cols, row);
-        if (!project) return;
-        const T* w = p.data() + f * cols;
+    bool is_projected(const P& p) const {
+        return options_.unit_norm_decoder && static_cast<const void*>(&p) == static_cast<const void*>(&sae_.W_dec);
+    }
+    // Takes off the component of a gradient row that is parallel to its decoder row (of unit length).
+    static void project(const T* w, T* g, std::size_t cols) {
         T parallel = 0;
 #pragma omp simd reduction(+ : parallel)
-        for (std::size_t c = 0; c < cols; ++c) parallel += row[c] * w[c];
+        for (std::size_t c = 0; c < cols; ++c) parallel += g[c] * w[c];
 #pragma omp simd
-        for (std::size_t c = 0; c < cols; ++c) row[c] -= parallel * w[c];
+        for (std::size_t c = 0; c < cols; ++c) g[c] -= parallel * w[c];
+    }
+    void adam_row(std::size_t which, T* w, std::size_t offset, const T* g, std::size_t cols) {
+        adam_update(factors_, w + offset, first_moments_[which].data() + offset, second_moments_[which].data() + offset,
+                    g, cols);
     }
 
-    // f(parameter, row, cols, gradient row) for all rows of all parameters; blocks of rows in parallel.
+    // Rows that are complete in the middle of the backward sweep.
+    void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows) {
+        std::size_t index = 0;
+        sae_.each_parameter([&](const char*, auto& p) {
+            const std::size_t which = index++;
+            if (p.gradient != &of) return;
+            const std::size_t cols = p.shape().cols();
+            device_.parallel_for((count + row_block - 1) / row_block, [&](std::size_t b) {
+                for (std::size_t r = b * row_block; r < std::min(count, (b + 1) * row_block); ++r) {
+                    T* g = rows + r * cols;
+                    const std::size_t offset = (first + r) * cols;
+                    if (is_projected(p)) project(p.data() + offset, g, cols);
+                    adam_row(which, p.data(), offset, g, cols);
+                }
+            });
+        });
+    }
+
+    // f(number of the parameter, parameter, row, cols, gradient row) for all rows that have not been taken yet; blocks
+    // of rows in parallel.
     template <class F>
     void each_gradient_row(const F& f) {
         std::size_t index = 0;
         sae_.each_parameter([&](const char*, auto& p) {
+            const std::size_t which = index++;
+            if (p.gradient->taken) return;
             using S = typename std::remove_cvref_t<decltype(p)>::shape_type;
             const bool rows_are_latents = p.shape().extent(0) == sae_.latents() && p.gradient->products != nullptr;
             const std::size_t cols = S::rank == 1 ? (rows_are_latents ? 1 : p.size()) : p.shape().cols();
             const std::size_t rows = cols == 0 ? 0 : p.size() / cols;
-            const bool project =
-                options_.unit_norm_decoder && static_cast<const void*>(&p) == static_cast<const void*>(&sae_.W_dec);
-            const std::size_t which = index++;
-            constexpr std::size_t block = 64;
-            device_.parallel_for((rows + block - 1) / block, [&](std::size_t b) {
+            device_.parallel_for((rows + row_block - 1) / row_block, [&](std::size_t b) {
                 thread_local std::vector<T> row;
                 if (row.size() < cols) row.resize(cols);
-                for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) {
-                    final_gradient_row(p, r, cols, project, row.data());
+                for (std::size_t r = b * row_block; r < std::min(rows, (b + 1) * row_block); ++r) {
+                    gradient_row(*p.gradient, r, cols, row.data());
+                    if (is_projected(p)) project(p.data() + r * cols, row.data(), cols);
                     f(which, p, r, cols, row.data());
                 }
             });
         });
     }
 
-    void update(double rate) {
-        T scale = 1;
-        if (options_.clip_grad_norm > 0) {
-            // The norm needs every row before any is used, so the rows are made twice.
-            row_squares_.assign(first_moments_.size(), {});
-            std::size_t i = 0;
-            sae_.each_parameter([&](const char*, auto& p) { row_squares_[i++].assign(p.size(), 0.0); });
-            each_gradient_row([&](std::size_t which, auto&, std::size_t r, std::size_t cols, const T* g) {
-                double squares = 0;
-                for (std::size_t c = 0; c < cols; ++c) squares += static_cast<double>(g[c]) * static_cast<double>(g[c]);
-                row_squares_[which][r] = squares;
-            });
+    // The factor that brings the norm of the whole gradient down to clip_grad_norm, as torch's clip_grad_norm_ does.
+    T clipping_scale() {
+        row_squares_.resize(first_moments_.size());
+        std::size_t i = 0;
+        sae_.each_parameter([&](const char*, auto& p) { row_squares_[i++].assign(p.size(), 0.0); });
+        each_gradient_row([&](std::size_t which, auto&, std::size_t r, std::size_t cols, const T* g) {
             double squares = 0;
-            for (const auto& rows : row_squares_)
-                for (double s : rows) squares += s;
-            const double length = std::sqrt(squares);
-            if (length > options_.clip_grad_norm) scale = static_cast<T>(options_.clip_grad_norm / (length + 1e-6));
-        }
-        const adam::factors factors = options_.optimiser.at(rate, step_ + 1);
+            for (std::size_t c = 0; c < cols; ++c) squares += static_cast<double>(g[c]) * static_cast<double>(g[c]);
+            row_squares_[which][r] = squares;
+        });
+        double squares = 0;
+        for (const auto& rows : row_squares_)
+            for (double s : rows) squares += s;
+        const double length = std::sqrt(squares);
+        return length > options_.clip_grad_norm ? static_cast<T>(options_.clip_grad_norm / (length + 1e-6)) : T(1);
+    }
+
+    void update() {
+        const T scale = options_.clip_grad_norm > 0 ? clipping_scale() : T(1);
         each_gradient_row([&](std::size_t which, auto& p, std::size_t r, std::size_t cols, T* g) {
             if (scale != T(1))
                 for (std::size_t c = 0; c < cols; ++c) g[c] *= scale;
-            adam_update(factors, p.data() + r * cols, first_moments_[which].data() + r * cols,
-                        second_moments_[which].data() + r * cols, g, cols);
+            adam_row(which, p.data(), r * cols, g, cols);
         });
     }
 
@@ -227,6 +261,7 @@ private:
     std::uint64_t counted_tokens_ = 0;
     std::uint64_t counters_[2] = {};
     std::size_t step_ = 0;
+    adam::factors factors_{};
 };
 
 }  // namespace psae

@@ -31,8 +31,13 @@ struct codes_view {
     const std::uint32_t* entry_by_latent = nullptr;  // [nnz]: index into latent / value
 
     PSAE_FN std::size_t entries() const { return tokens == 0 ? 0 : offsets[tokens]; }
-    // Mean number of active latents per token.
-    double l0() const { return tokens == 0 ? 0 : static_cast<double>(entries()) / static_cast<double>(tokens); }
+};
+
+// A chunk of codes in dense form: the latents first .. first + count of all tokens, 0 where a latent is not active.
+template <class T>
+struct codes_tile {
+    std::size_t tokens = 0, first = 0, count = 0;
+    const T* value = nullptr;  // [n, count]
 };
 
 // A set of latents known when it is used: ascending indices and their number, in memory that a stage may fill.

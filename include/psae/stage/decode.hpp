@@ -21,20 +21,50 @@ struct decode_stage {
     void forward(Tape& t) {
         const T* b = nullptr;
         if constexpr (!std::is_same_v<B, no_bias>) b = bias.data;
-        sparse_decode(t.device(), out.storage, *z.codes, z.codes->value, weights.data, b, weights.cols());
+        const std::size_t d = weights.cols();
+        if (!z.codes->dense) {
+            sparse_decode(t.device(), out.storage, z.codes->entries, z.codes->entries.value, weights.data, b, d);
+            return;
+        }
+        const codes_tile<T>& tile = z.codes->tile;
+        if (tile.first == 0)
+            for (std::size_t i = 0; i < tile.tokens; ++i)
+                for (std::size_t c = 0; c < d; ++c) out.storage[i * d + c] = b == nullptr ? T(0) : b[c];
+        gemm(t.device(), false, false, tile.tokens, d, tile.count, T(1), tile.value, tile.count,
+             weights.data + tile.first * d, d, T(1), out.storage, d);
     }
     template <class Tape>
     void backward(Tape& t) {
         if (!out.adjoint->written) return;
-        const codes_view<T>& codes = *z.codes;
         const T* g = out.adjoint->data;
-        T* dz = t.dense(*z.adjoint, codes.entries());
-        sparse_decode_adjoint(t.device(), dz, codes, g, weights.data, weights.cols(),
-                              z.adjoint->written ? write::add : write::overwrite);
+        const write how = z.adjoint->written ? write::add : write::overwrite;
+        if (z.codes->dense) {
+            backward_of_tile(t, g, how);
+        } else {
+            const codes_view<T>& codes = z.codes->entries;
+            T* dz = t.dense(*z.adjoint, codes.entries());
+            sparse_decode_adjoint(t.device(), dz, codes, g, weights.data, weights.cols(), how);
+            add_product(t, weights, codes, codes.value, g, weights.cols());
+        }
         z.adjoint->written = true;
-        add_product(t, weights, codes, codes.value, g, weights.cols());
         if constexpr (!std::is_same_v<B, no_bias>)
-            accumulate_gradients(t, bias, view<const T, typename Out::shape_type>{g, out.shape()});
+            if (!z.codes->dense || z.codes->tile.first == 0)
+                accumulate_gradients(t, bias, view<const T, typename Out::shape_type>{g, out.shape()});
+    }
+
+private:
+    // dz (+)= g W_dec^T and the rows z^T g of W_dec's gradient, for the latents of the tile at hand.
+    template <class Tape>
+    void backward_of_tile(Tape& t, const T* g, write how) {
+        const codes_tile<T>& tile = z.codes->tile;
+        const std::size_t d = weights.cols(), n = tile.tokens, count = tile.count;
+        gemm(t.device(), false, true, n, count, d, T(1), g, d, weights.data + tile.first * d, d,
+             how == write::add ? T(1) : T(0), z.adjoint->data, count);
+        if (weights.adjoint == nullptr) return;
+        T* rows = chunk_rows(t, *z.codes, *weights.adjoint, d);
+        gemm(t.device(), true, false, count, d, n, T(1), tile.value, count, g, d,
+             weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
+        weights.adjoint->chunk.written = true;
     }
 };
 
@@ -47,7 +77,8 @@ auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& 
     const std::size_t extents[2] = {z.tokens, weights.cols()};
     auto out = z.owner->template result<T>(out_shape::from_extents(extents));
     if (z.owner->main_codes == z.codes && z.owner->reconstruction == nullptr) z.owner->reconstruction = out.storage;
-    z.owner->record(decode_stage<codes_variable<T, Tape>, W, B, decltype(out)>{z, weights, bias, out});
+    z.owner->record_reader(*z.codes, 0,
+                           decode_stage<codes_variable<T, Tape>, W, B, decltype(out)>{z, weights, bias, out});
     return out;
 }
 

@@ -2,13 +2,16 @@
 // The encoder: z = activation(x W_enc^T + b_enc), as codes.
 
 #include <cmath>
+#include <utility>
 
 #include <psae/stage/reduce.hpp>
 
 namespace psae {
 
 // Activations of an encoder: which pre-activations are kept, with which value, and d value / d pre from the value.
+// `zero_is_inactive` says that what is kept never has the value 0, so that a dense tile of codes needs no mask.
 struct relu {
+    static constexpr bool zero_is_inactive = true;
     template <class T>
     PSAE_FN bool active(T h) const {
         return h > 0;
@@ -70,16 +73,38 @@ void add_product(Tape& t, const P& p, const codes_view<T>& codes, const T* weigh
     *last = product;
 }
 
+template <class Activation>
+inline constexpr bool can_be_dense = false;
+template <class Activation>
+requires requires { Activation::zero_is_inactive; }
+inline constexpr bool can_be_dense<Activation> = Activation::zero_is_inactive;
+
+// The rows of a parameter's gradient for the tile at hand, [count, d]; the tile's encoder hands them on once all
+// readers have added their share.
+template <class Tape, class T>
+T* chunk_rows(Tape& t, codes_record<T>& z, parameter_gradient<T>& g, std::size_t columns) {
+    if (g.chunk.data == nullptr) {
+        g.chunk.data = t.arena().template allocate<T>(z.tile_latents * columns);
+        g.chunk_columns = columns;
+        g.next_with_chunk = std::exchange(z.with_chunk, &g);
+    }
+    return g.chunk.data;
+}
+
 template <class Input, class W, class B, class Activation, class Codes>
 struct encode_stage {
     using T = typename Codes::value_type;
+    using columns_shape = shape<W::shape_type::static_cols>;
+    using rows_shape = shape<dyn, W::shape_type::static_cols>;
     Input input;
     W weights;
     B bias;
     Activation activation;
     latent_set among;
     Codes z;
-    T* x = nullptr;  // the input as the GEMM reads it, [n, d]
+    T* x = nullptr;     // the input as the GEMM reads it, [n, d]
+    T* kept = nullptr;  // the first kept_tiles tiles of codes, where there is memory for them
+    std::size_t kept_tiles = 0;
 
     template <class Tape>
     void forward(Tape& t) {
@@ -87,15 +112,34 @@ struct encode_stage {
         T* own = t.arena().template allocate<T>(n * d);
         assign(t.device(), view<T, shape<dyn, dyn>>{own, shape<dyn, dyn>{n, d}}, input);
         x = own;
-        encode(t.device(), t.arena(), *z.codes, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
+        codes_record<T>& codes = *z.codes;
+        codes.tokens = n;
+        if (t.training()) {
+            codes.fired = t.arena().template allocate<std::uint32_t>(z.latents);
+            if (prefers_tiles(t)) {
+                codes.dense = true;
+                forward_in_tiles(t);
+                return;
+            }
+        }
+        encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
                activation, among.count == nullptr ? nullptr : &among);
-        if (t.training()) add_latent_view(t.arena(), *z.codes);
+        codes.active = codes.entries.entries();
+        if (!t.training()) return;
+        add_latent_view(t.arena(), codes.entries);
+        for (std::size_t f = 0; f < z.latents; ++f)
+            codes.fired[f] =
+                static_cast<std::uint32_t>(codes.entries.latent_offsets[f + 1] - codes.entries.latent_offsets[f]);
     }
 
     template <class Tape>
     void backward(Tape& t) {
+        if (z.codes->dense) {
+            backward_in_tiles(t);
+            return;
+        }
         if (!z.adjoint->written) return;
-        const codes_view<T>& codes = *z.codes;
+        const codes_view<T>& codes = z.codes->entries;
         const std::size_t n = codes.tokens, d = weights.cols();
         T* g = z.adjoint->data;  // becomes the gradient of the pre-activations
         multiply_by_derivative(t.device(), g, codes, activation);
@@ -106,19 +150,135 @@ struct encode_stage {
                 T* per_latent = t.arena().template allocate<T>(codes.latents);
                 T* sums = t.arena().template allocate<T>(d);
                 latent_sums(t.device(), per_latent, codes, g);
-                weighted_row_sum(t.device(), t.arena(), sums, per_latent, weights.data, codes.latents, d);
-                accumulate_column_sums(t, input,
-                                       view<const T, shape<W::shape_type::static_cols>>{
-                                           sums, shape<W::shape_type::static_cols>::from_extents(&d)});
+                weighted_row_sum(t.device(), t.arena(), sums, per_latent, weights.data, codes.latents, d,
+                                 write::overwrite);
+                accumulate_column_sums(t, input, view<const T, columns_shape>{sums, columns_shape::from_extents(&d)});
             } else {
                 T* dx = t.arena().template allocate<T>(n * d);
                 sparse_decode(t.device(), dx, codes, static_cast<const T*>(g), weights.data,
                               static_cast<const T*>(nullptr), d);
-                using row_shape = shape<dyn, W::shape_type::static_cols>;
-                const std::size_t extents[2] = {n, d};
-                accumulate_gradients(t, input, view<const T, row_shape>{dx, row_shape::from_extents(extents)});
+                accumulate_input_gradient(t, dx);
             }
         }
+    }
+
+private:
+    // Tiles cost the same whatever the number of active latents, entries cost in proportion to it.
+    template <class Tape>
+    bool prefers_tiles(Tape& t) const {
+        if constexpr (can_be_dense<Activation>) {
+            if (among.count != nullptr || z.codes->entries_needed || t.form == codes_form::entries) return false;
+            return t.form == codes_form::tiles ||
+                   active_share(t.device(), t.arena(), static_cast<const T*>(x), z.tokens, weights.cols(), weights.data,
+                                bias.data, z.latents, activation) > dense_from_share(t.device());
+        } else {
+            return false;
+        }
+    }
+
+    // f(first latent, count, memory for the tile) for all tiles.
+    template <class F>
+    void each_tile(T* memory, const F& f) const {
+        const std::size_t latents_per_tile = z.codes->tile_latents;
+        for (std::size_t i = 0; i * latents_per_tile < z.latents; ++i) {
+            const std::size_t first = i * latents_per_tile, count = std::min(latents_per_tile, z.latents - first);
+            f(first, count, i < kept_tiles ? kept + i * z.tokens * latents_per_tile : memory);
+        }
+    }
+
+    template <class Tape>
+    void forward_in_tiles(Tape& t) {
+        codes_record<T>& codes = *z.codes;
+        const std::size_t d = weights.cols(), n = z.tokens;
+        codes.tile_latents = encode_tile_latents(t.device(), n, z.latents);
+        const std::size_t tile_size = n * codes.tile_latents;
+        kept_tiles = std::min(t.codes_memory / (tile_size * sizeof(T)),
+                              (z.latents + codes.tile_latents - 1) / codes.tile_latents);
+        kept = t.arena().template allocate<T>(kept_tiles * tile_size);
+        each_tile(t.arena().template allocate<T>(tile_size), [&](std::size_t first, std::size_t count, T* tile) {
+            encode_tile(t.device(), t.arena(), tile, codes.fired + first, static_cast<const T*>(x), n, d,
+                        weights.data + first * d, bias.data + first, count, activation);
+            codes.tile = {n, first, count, tile};
+            t.run_readers(codes);
+        });
+        for (std::size_t f = 0; f < z.latents; ++f) codes.active += codes.fired[f];
+    }
+
+    template <class Tape>
+    void backward_in_tiles(Tape& t) {
+        codes_record<T>& codes = *z.codes;
+        const std::size_t d = weights.cols(), n = z.tokens;
+        T* g = t.arena().template allocate<T>(n * codes.tile_latents);
+        T* bias_gradient = t.arena().template allocate<T>(z.latents);
+        T* sums = t.arena().template allocate<T>(d);
+        T* dx = nullptr;
+        if constexpr (differentiable<Input>)
+            if constexpr (!column_sums_suffice<Input>::value) dx = t.arena().template allocate<T>(n * d);
+        each_tile(
+            t.arena().template allocate<T>(n * codes.tile_latents), [&](std::size_t first, std::size_t count, T* tile) {
+                const T* rows_of_W = weights.data + first * d;
+                const write how = first == 0 ? write::overwrite : write::add;
+                if (first / codes.tile_latents >= kept_tiles)
+                    encode_tile(t.device(), t.arena(), tile, static_cast<std::uint32_t*>(nullptr),
+                                static_cast<const T*>(x), n, d, rows_of_W, bias.data + first, count, activation);
+                codes.tile = {n, first, count, tile};
+                *z.adjoint = {g, false};
+                t.run_reader_adjoints(codes);
+                if (!z.adjoint->written) std::fill_n(g, n * count, T(0));
+                multiply_by_derivative(t.device(), t.arena(), g, bias_gradient + first, codes.tile, activation);
+                if constexpr (differentiable<Input>) {
+                    if constexpr (column_sums_suffice<Input>::value)
+                        weighted_row_sum(t.device(), t.arena(), sums, bias_gradient + first, rows_of_W, count, d, how);
+                    else
+                        gemm(t.device(), false, false, n, d, count, T(1), g, count, rows_of_W, d,
+                             how == write::add ? T(1) : T(0), dx, d);
+                }
+                if (weights.adjoint != nullptr) {
+                    T* rows = chunk_rows(t, codes, *weights.adjoint, d);
+                    gemm(t.device(), true, false, count, d, n, T(1), g, count, x, d,
+                         weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
+                    weights.adjoint->chunk.written = true;
+                }
+                for (auto* p = codes.with_chunk; p != nullptr; p = p->next_with_chunk)
+                    if (std::exchange(p->chunk.written, false)) hand_on(t, *p, first, count);
+            });
+        for (auto* p = codes.with_chunk; p != nullptr; p = p->next_with_chunk) {
+            p->chunk.data = nullptr;
+            (completes(*p) ? p->taken : p->written) = true;
+        }
+        if (bias.adjoint != nullptr)
+            add_to_gradient(t, *bias.adjoint, bias.shape(),
+                            view<const T, typename B::shape_type>{bias_gradient, bias.shape()});
+        if constexpr (differentiable<Input>) {
+            if constexpr (column_sums_suffice<Input>::value)
+                accumulate_column_sums(t, input, view<const T, columns_shape>{sums, columns_shape::from_extents(&d)});
+            else accumulate_input_gradient(t, dx);
+        }
+        *z.adjoint = {};
+    }
+
+    // Rows are complete when the adjoints of all other stages have run: if this encoder is the first stage of the tape.
+    bool completes(const parameter_gradient<T>& p) const { return p.taker != nullptr && z.codes->stage == 1; }
+
+    // The rows of the tile at hand go to the gradient's taker, or join its dense part.
+    template <class Tape>
+    void hand_on(Tape& t, parameter_gradient<T>& p, std::size_t first, std::size_t count) const {
+        const std::size_t d = p.chunk_columns;
+        if (completes(p)) {
+            add_gradient_rows(t.device(), p, first, count, d, p.chunk.data);
+            p.taker->take(p.taker->self, p, first, count, p.chunk.data);
+            return;
+        }
+        T* all = t.dense(p, z.latents * d) + first * d;
+        assign(t.device(), view<T, shape<dyn, dyn>>{all, shape<dyn, dyn>{count, d}},
+               view<const T, shape<dyn, dyn>>{p.chunk.data, shape<dyn, dyn>{count, d}},
+               p.written ? write::add : write::overwrite);
+    }
+
+    template <class Tape>
+    void accumulate_input_gradient(Tape& t, const T* dx) const {
+        const std::size_t extents[2] = {z.tokens, weights.cols()};
+        accumulate_gradients(t, input, view<const T, rows_shape>{dx, rows_shape::from_extents(extents)});
     }
 };
 
@@ -142,7 +302,8 @@ auto encode(const X& x, const W& W_enc, const B& b_enc, const Activation& activa
         throw error("shapes do not fit", "encode",
                     "x " + to_string(input.shape()) + ", W_enc " + to_string(weights.shape()) + ", b_enc " +
                         to_string(bias.shape()));
-    auto* codes = new (t.arena().template allocate<codes_view<T>>(1)) codes_view<T>{};
+    auto* codes = new (t.arena().template allocate<codes_record<T>>(1)) codes_record<T>{};
+    codes->stage = t.next_stage();
     auto* adjoint = new (t.arena().template allocate<gradient<T>>(1)) gradient<T>{};
     const codes_variable<T, Tape> z{&t, codes, adjoint, input.shape().rows(), weights.rows()};
     if (t.main_codes == nullptr) t.main_codes = codes;
@@ -164,7 +325,7 @@ struct silent_stage {
         std::size_t kept = 0;
         for (std::size_t j = 0; j < *set.count; ++j) {
             const std::uint32_t f = set.index[j];
-            if (z.codes->latent_offsets[f] == z.codes->latent_offsets[f + 1]) index[kept++] = f;
+            if (z.codes->fired[f] == 0) index[kept++] = f;
         }
         *count = kept;
     }

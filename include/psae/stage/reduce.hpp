@@ -35,7 +35,9 @@ struct sum_stage {
     Out out;  // [n, 1]
     template <class Tape>
     void forward(Tape& t) {
-        if constexpr (over_codes<N>) codes_sums(t.device(), out.storage, *codes_of(argument), argument);
+        if constexpr (over_codes<N>)
+            with_form(*codes_of(argument),
+                      [&](const auto& codes) { codes_sums(t.device(), out.storage, codes, argument); });
         else row_sums(t.device(), out.storage, argument, argument.shape().rows(), argument.shape().cols());
     }
     template <class Tape>
@@ -108,7 +110,9 @@ auto sum(const X& x) {
     using N = std::remove_const_t<decltype(n)>;
     auto& t = detail::require_tape(n);
     auto out = t.template result<typename N::value_type>(shape<dyn, 1>{n.shape().rows()});
-    t.record(detail::sum_stage<N, decltype(out)>{n, out});
+    const detail::sum_stage<N, decltype(out)> stage{n, out};
+    if constexpr (over_codes<N>) t.record_reader(*detail::codes_of(n), detail::latest_stage(n), stage);
+    else t.record(stage);
     return out;
 }
 
