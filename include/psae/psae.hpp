@@ -12,6 +12,7 @@
 #include <psae/grad/check.hpp>
 #include <psae/sae/geometric_median.hpp>
 #include <psae/sae/patchsae.hpp>
+#include <psae/sae/resample.hpp>
 #include <psae/sae/topk.hpp>
 #include <psae/sae/trainer.hpp>
 #include <psae/stage/decode.hpp>

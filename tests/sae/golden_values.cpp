@@ -135,16 +135,41 @@ TEST_CASE("PatchSAE: training trajectories equal the reference's") {
     }
 }
 
-TEST_CASE("TopK with aux-k: forward and gradients equal dictionary_learning's") {
-    const auto want = golden::load("sae_variants/topk_dictionary_learning.npz");
-    topk<> sae(12, 48);
+namespace {
+
+// aux_k and aux_weight 0: the form's own.
+template <topk_form form>
+void check_topk(const std::string& name, std::size_t aux_k, float aux_weight) {
+    INFO(name);
+    const auto want = golden::load("sae_variants/" + name + ".npz");
+    topk<dyn, dyn, float, form> sae(12, 48);
     golden::set_parameters(sae, want);
     sae.k = 6;
-    const auto r = evaluate_variant(sae, golden::floats(want, "x"), indices(golden::floats(want, "in_dead")), nullptr);
+    sae.aux_k = aux_k;
+    if (aux_weight > 0) sae.aux_weight = aux_weight;
+    auto r = evaluate_variant(sae, golden::floats(want, "x"), indices(golden::floats(want, "in_dead")), nullptr);
+    if (form == topk_form::saelens)  // its codes are multiplied by the norms of the decoder rows; ours are not
+        for (std::size_t f = 0; f < 48; ++f) {
+            double squares = 0;
+            for (std::size_t c = 0; c < 12; ++c) squares += std::pow(double(sae.W_dec.value(f, c)), 2);
+            for (std::size_t t = 0; t < 32; ++t) r.z[t * 48 + f] *= float(std::sqrt(squares));
+        }
     CHECK(golden::difference(r.z, golden::floats(want, "z_f64")) < 2e-6);
     CHECK(golden::difference(r.x_hat, golden::floats(want, "x_hat_f64")) < 2e-6);
+    CHECK(r.terms.at("mse") == Approx(golden::scalar(want, "mse_f64")).epsilon(2e-6));
+    const double weight = form == topk_form::saelens ? 1 : 1.0 / 32;  // the other forms' golden term is unweighted
+    CHECK(r.terms.at("aux") == Approx(weight * golden::scalar(want, "aux_f64")).epsilon(2e-6));
     CHECK(r.loss == Approx(golden::scalar(want, "loss_f64")).epsilon(2e-6));
     check_gradients_against(r, want, 12, 48, 2e-6);
+}
+
+}  // namespace
+
+TEST_CASE("TopK: forward and gradients equal dictionary_learning's, SAELens' and OpenAI's") {
+    check_topk<topk_form::dictionary_learning>("topk_dictionary_learning", 0, 0);
+    check_topk<topk_form::saelens>("topk_saelens", 0, 0.7f);
+    check_topk<topk_form::saelens>("topk_saelens_few_dead", 0, 0.7f);
+    check_topk<topk_form::openai>("topk_openai", 6, 0);
 }
 
 TEST_CASE("the decoder bias starts at the geometric median") {

@@ -1,9 +1,10 @@
-// Gradients of every variant against central differences in double.
+// Gradients of every variant against central differences in double. The numeric side is a second implementation of the
+// loss (plain_losses.hpp), which must also give the same value.
 #include <catch2/catch.hpp>
 
 #include <psae/grad/check.hpp>
-#include <psae/sae/patchsae.hpp>
-#include <psae/sae/topk.hpp>
+
+#include "plain_losses.hpp"
 
 using namespace psae;
 
@@ -13,11 +14,10 @@ constexpr std::size_t d = 6, latents = 20, tokens = 9;
 
 template <class Variant>
 struct fixture {
-    Variant sae;
+    Variant sae, held;
     tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
-    std::uint32_t dead[3] = {2, 7, 11};
-    std::size_t dead_count = 3;
-    training_state now{{dead, &dead_count}, true, nullptr};
+    std::vector<std::uint32_t> dead{2, 7, 11};
+    std::vector<float> weights;  // of the tokens; empty: none
 
     fixture() {
         random_stream random(5);
@@ -25,30 +25,60 @@ struct fixture {
         for (double& v : sae.b_enc.value) v = 0.1 * random.normal();
         for (double& v : sae.b_dec.value) v = 0.1 * random.normal();
         for (double& v : x) v = random.normal();
-        for (std::uint32_t f : dead) sae.b_enc.value[f] = -4;  // no token reaches them
+        for (std::uint32_t f : dead) sae.b_enc.value[f] = -0.7;  // rarely reached
     }
-    gradient_disagreement check(double step = 1e-6) {
-        return check_gradients(
-            sae, [&](auto input) { return sae.loss(input, now); }, std::as_const(x).view(), 1, step);
+
+    void check() {
+        std::vector<double*> copies;
+        held.each_parameter([&](const char*, auto& p) { copies.push_back(p.data()); });
+        std::size_t i = 0;
+        sae.each_parameter([&](const char*, auto& p) { std::copy_n(p.data(), p.size(), copies[i++]); });
+        const plain::matrix rows = plain::make(tokens, d, [&](std::size_t t, std::size_t c) { return x(t, c); });
+        const auto value = [&] { return plain::loss(sae, held, rows, dead, weights); };
+        const std::size_t dead_count = dead.size();
+        const training_state now{
+            {dead.data(), &dead_count}, dead_count > 0, weights.empty() ? nullptr : weights.data()};
+        const auto loss = [&](auto input) { return sae.loss(input, now); };
+
+        cpu device;
+        arena<> scratch;
+        tape<cpu> t(device, scratch, mode::train);
+        const auto recorded = loss(t.input(std::as_const(x).view()));
+        t.run();
+        CHECK(recorded.load(position{}) == Approx(value()).epsilon(1e-12));
+
+        const auto worst = check_gradients(sae, loss, std::as_const(x).view(), value);
+        INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
+        CHECK(worst.error < 1e-7);
     }
 };
 
+template <topk_form form>
+void check_topk() {
+    fixture<topk<d, latents, double, form>> f;
+    f.sae.k = f.held.k = 4;
+    // The auxiliary term as strong as the other, and rows of other lengths than 1.
+    f.sae.aux_weight = f.held.aux_weight = 0.8;
+    for (std::size_t i = 0; i < latents; ++i)
+        for (std::size_t c = 0; c < d; ++c) f.sae.W_dec.value(i, c) *= 0.5 + 0.1 * double(i);
+    SECTION("fewer dead latents than aux_k") { f.sae.aux_k = f.held.aux_k = 5; }
+    SECTION("more dead latents than aux_k") { f.sae.aux_k = f.held.aux_k = 2; }
+    SECTION("no dead latents") { f.dead.clear(); }
+    f.check();
+}
+
 }  // namespace
 
-TEST_CASE("PatchSAE without ghost gradients") {
+TEST_CASE("PatchSAE: gradients") {
     fixture<patchsae<d, latents, double>> f;
-    f.sae.ghost_gradients = false;
     f.sae.lambda = 0.03;
-    const auto worst = f.check();
-    INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
-    CHECK(worst.error < 1e-7);
+    SECTION("without ghost gradients") { f.sae.ghost_gradients = false; }
+    SECTION("no dead latents") { f.dead.clear(); }
+    SECTION("ghost gradients") {}
+    SECTION("ghost gradients and weights of tokens") { f.weights = {2.5f, 1, 1, 2.5f, 1, 1, 2.5f, 1, 1}; }
+    f.check();
 }
 
-TEST_CASE("TopK, no dead latents") {
-    fixture<topk<d, latents, double>> f;
-    f.sae.k = 4;
-    f.now.any_dead = false;
-    const auto worst = f.check();
-    INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
-    CHECK(worst.error < 1e-7);
-}
+TEST_CASE("TopK in dictionary_learning's form: gradients") { check_topk<topk_form::dictionary_learning>(); }
+TEST_CASE("TopK in SAELens' form: gradients") { check_topk<topk_form::saelens>(); }
+TEST_CASE("TopK in OpenAI's form: gradients") { check_topk<topk_form::openai>(); }

@@ -217,8 +217,9 @@ requires(!requires(Activation a) {
     z.value = value;
 }
 
-// Codes of x under a top-k activation: per token the k largest activation.value(h), ties to the lower latent; entries
-// that activation.active refuses (values that a rectified top-k sets to zero) are left out.
+// Codes of x under a top-k activation: per token the k largest activation.value(h) (by activation.rank(value, latent)
+// where it has one), ties to the lower latent; entries that activation.active refuses (values that a rectified top-k
+// sets to zero) are left out.
 template <class T, class Activation>
 requires requires(Activation a) { a.k; }
 void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
@@ -227,14 +228,19 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
         T value;
         std::uint32_t latent;
     };
-    const auto before = [](const candidate& a, const candidate& c) {
-        return a.value > c.value || (a.value == c.value && a.latent < c.latent);
+    const auto rank = [&activation](T kept, std::uint32_t of) {
+        if constexpr (requires { activation.rank(kept, of); }) return activation.rank(kept, of);
+        else return kept;
+    };
+    const auto before = [&rank](const candidate& a, const candidate& c) {
+        const T ra = rank(a.value, a.latent), rc = rank(c.value, c.latent);
+        return ra > rc || (ra == rc && a.latent < c.latent);
     };
     const std::size_t k = std::min(activation.k, among == nullptr ? latents : *among->count);
     const std::size_t capacity = 2 * k + 64;
     auto* candidates = scratch.allocate<candidate>(tokens * capacity);
     auto* counts = scratch.allocate<std::size_t>(tokens);
-    auto* bounds = scratch.allocate<T>(tokens);  // the k-th largest so far: nothing at or below it can still enter
+    auto* bounds = scratch.allocate<T>(tokens);  // the k-th rank so far: nothing at or below it can still enter
     constexpr T unbounded = -std::numeric_limits<T>::infinity();
     std::fill(counts, counts + tokens, std::size_t{0});
     std::fill(bounds, bounds + tokens, unbounded);
@@ -243,7 +249,8 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
         if (counts[t] > k) std::nth_element(own, own + k, own + counts[t], before);
         if (counts[t] >= k && k > 0) {
             counts[t] = k;
-            bounds[t] = std::max_element(own, own + k, before)->value;
+            const candidate& last = *std::max_element(own, own + k, before);
+            bounds[t] = rank(last.value, last.latent);
         }
     };
     T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
@@ -263,7 +270,7 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
                         count,
                         [&](std::size_t j) {
                             const T pre = h[j] + bias[j];
-                            return activation.active(pre) && activation.value(pre) > bound;
+                            return activation.active(pre) && rank(activation.value(pre), latent_of(j)) > bound;
                         },
                         [&](std::size_t j) {
                             own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};

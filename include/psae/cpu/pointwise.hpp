@@ -17,25 +17,20 @@ inline constexpr std::size_t reduction_rows = 64;  // rows of one partial sum
 
 // True if evaluating `n` into [begin, end) reads that memory at other positions than the one being written.
 template <class N>
-bool reads_elsewhere(const N&, const void*, const void*) {
-    return false;
-}
-template <class T, class Shape, space Space>
-bool reads_elsewhere(const view<T, Shape, Space>& v, const void* begin, const void* end) {
-    const void *first = v.data, *last = v.data + v.size();
-    const bool overlaps = first < end && begin < last;
-    return overlaps && !(first == begin && last == end);
-}
-template <class F, class... A>
-bool reads_elsewhere(const map_node<F, A...>& n, const void* begin, const void* end) {
-    return [&]<std::size_t... I>(std::index_sequence<I...>) {
-        return (reads_elsewhere(get<I>(n.arguments), begin, end) || ...);
+bool reads_elsewhere(const N& n, const void* begin, const void* end) {
+    if constexpr (requires { n.data; }) {  // a view, or a leaf that is one
+        const void *first = n.data, *last = n.data + n.size();
+        const bool overlaps = first < end && begin < last;
+        return overlaps && !(first == begin && last == end);
+    } else if constexpr (requires { n.argument; }) {  // stop_gradient
+        return reads_elsewhere(n.argument, begin, end);
+    } else if constexpr (requires { n.arguments; }) {
+        return reads_elsewhere(n.arguments, begin, end);
+    } else if constexpr (requires { n.first; }) {  // the pack of arguments of a map_node
+        return reads_elsewhere(n.first, begin, end) || reads_elsewhere(n.rest, begin, end);
+    } else {
+        return false;
     }
-    (std::index_sequence_for<A...>{});
-}
-template <class A>
-bool reads_elsewhere(const stopped_node<A>& n, const void* begin, const void* end) {
-    return reads_elsewhere(n.argument, begin, end);
 }
 
 }  // namespace detail

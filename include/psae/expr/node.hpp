@@ -68,11 +68,18 @@ struct constant_node {
 
 namespace detail {
 
-// Merges two extents of which either may be broadcast (statically 1) or dyn; 0 marks a contradiction.
+// Merges two last extents, of which either may be broadcast (statically 1) or dyn; 0 marks a contradiction.
 constexpr std::size_t merge_extents(std::size_t a, std::size_t b) {
     if (a == 1 || b == dyn) return a == 1 ? b : a;
     if (b == 1 || a == dyn) return b == 1 ? a : b;
     return a == b ? a : 0;
+}
+// The other extents are equal: nothing repeats rows but a rank that is lower.
+constexpr std::size_t merge_leading(std::size_t a, std::size_t b) { return a == dyn || a == b ? b : b == dyn ? a : 0; }
+template <std::size_t... A, std::size_t... B>
+constexpr std::size_t merge_extent(std::size_t i, shape<A...>, shape<B...>) {
+    const std::size_t a = shape<A...>::static_extent(i), b = shape<B...>::static_extent(i);
+    return i + 1 == sizeof...(A) ? merge_extents(a, b) : merge_leading(a, b);
 }
 
 template <class A, class B>
@@ -82,8 +89,13 @@ struct broadcast_shapes {
 };
 template <std::size_t... A, std::size_t... B>
 requires(sizeof...(A) == sizeof...(B)) struct broadcast_shapes<shape<A...>, shape<B...>> {
-    static_assert(((merge_extents(A, B) != 0) && ...), "psae: these two shapes do not broadcast: extents differ");
-    using type = shape<merge_extents(A, B)...>;
+    template <std::size_t... I>
+    static auto merge(std::index_sequence<I...>) {
+        static_assert(((merge_extent(I, shape<A...>{}, shape<B...>{}) != 0) && ...),
+                      "psae: these two shapes do not broadcast: extents differ");
+        return shape<merge_extent(I, shape<A...>{}, shape<B...>{})...>{};
+    }
+    using type = decltype(merge(std::make_index_sequence<sizeof...(A)>()));
 };
 template <std::size_t A, std::size_t B, std::size_t... C>
 requires(sizeof...(C) > 0) struct broadcast_shapes<shape<A>, shape<B, C...>> {
@@ -117,7 +129,8 @@ broadcast_t<A, B> broadcast(const A& a, const B& b) {
         const bool in_a = from_end < A::rank, in_b = from_end < B::rank;
         const std::size_t ia = A::rank - 1 - from_end, ib = B::rank - 1 - from_end;
         const std::size_t ea = in_a ? a.extent(ia) : 1, eb = in_b ? b.extent(ib) : 1;
-        const bool a_broadcasts = !in_a || A::static_extent(ia) == 1, b_broadcasts = !in_b || B::static_extent(ib) == 1;
+        const bool a_broadcasts = !in_a || (from_end == 0 && A::static_extent(ia) == 1),
+                   b_broadcasts = !in_b || (from_end == 0 && B::static_extent(ib) == 1);
         if (ea != eb && !a_broadcasts && !b_broadcasts)
             throw error("shapes do not broadcast", "", to_string(a) + " against " + to_string(b));
         extents[i] = a_broadcasts ? eb : ea;

@@ -30,20 +30,15 @@ void read_gradient(const parameter<T, Shape>& p, T* out) {
 }
 
 // Compares every `stride`-th element of every parameter of `model` (which has each_parameter). `loss` takes tokens
-// bound to a tape and returns a scalar expression. Returns the worst disagreement.
-template <class Model, class Loss, class T, class Shape>
-gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const T, Shape> tokens,
-                                      std::size_t stride = 1, double step = 1e-6) {
+// bound to a tape and returns a scalar expression; its gradients are the analytic side. `value()` is the loss at the
+// parameters as they stand; central differences of it are the numeric side. Returns the worst disagreement.
+template <class Model, class Loss, class T, class Shape, class Value>
+requires std::is_invocable_r_v<double, Value> gradient_disagreement check_gradients(Model& model, const Loss& loss,
+                                                                                    view<const T, Shape> tokens,
+                                                                                    const Value& value,
+                                                                                    std::size_t stride = 1,
+                                                                                    double step = 1e-6) {
     cpu device;
-    arena<> scratch;
-    const auto value = [&] {
-        scratch.reset();
-        tape<cpu> t(device, scratch, mode::train);
-        model.each_parameter([&](const char*, auto& p) { t.collect(p); });
-        const auto result = loss(t.input(tokens));
-        t.run();
-        return static_cast<double>(result.load(position{}));
-    };
     arena<> kept;
     tape<cpu> t(device, kept, mode::train);
     model.each_parameter([&](const char*, auto& p) { t.collect(p); });
@@ -80,6 +75,25 @@ gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const
     });
     model.each_parameter([&](const char*, auto& p) { p.gradient = nullptr; });
     return worst;
+}
+
+// The same with the value of `loss` itself on the numeric side. Only for a loss without stop_gradient: what is stopped
+// is a constant of the analytic gradient, but moves with the parameters here. Where a loss has it, give a `value` that
+// computes those parts from a copy of the parameters.
+template <class Model, class Loss, class T, class Shape>
+gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const T, Shape> tokens,
+                                      std::size_t stride = 1, double step = 1e-6) {
+    cpu device;
+    arena<> scratch;
+    const auto value = [&] {
+        scratch.reset();
+        tape<cpu> t(device, scratch, mode::train);
+        model.each_parameter([&](const char*, auto& p) { t.collect(p); });
+        const auto result = loss(t.input(tokens));
+        t.run();
+        return static_cast<double>(result.load(position{}));
+    };
+    return check_gradients(model, loss, tokens, value, stride, step);
 }
 
 }  // namespace psae

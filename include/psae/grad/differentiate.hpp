@@ -46,7 +46,8 @@ void add_to_gradient(Tape& t, gradient<T>& adjoint, const Shape& extents, const 
     T* data = t.dense(adjoint, extents.size());
     adjoint.written = true;
     const std::size_t rows = cotangent.shape().rows(), cols = cotangent.shape().cols();
-    if constexpr (Shape::rank == 0 && from::rank > 0) {
+    if constexpr ((Shape::rank == 0 && from::rank > 0) ||
+                  (Shape::rank == 1 && Shape::static_cols == 1 && from::static_cols != 1)) {
         const T sum = static_cast<T>(total(t.device(), t.arena(), cotangent, rows, cols));
         *data = how == write::add ? *data + sum : sum;
     } else if constexpr (Shape::rank == 1 && from::rank > 1) {
@@ -90,8 +91,9 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
             auto* leaf = t.dense(*n.adjoint, n.size());
             with_form(*detail::codes_of(cotangent), [&](const auto& codes) {
                 codes_scatter(leaf, n.size(), codes, cotangent, how,
-                              [](std::size_t token, std::size_t latent) -> std::size_t {
-                                  return S::rank == 0 ? 0 : S::rank == 1 ? latent : token;
+                              [cols = n.cols()](std::size_t token, std::size_t latent) -> std::size_t {
+                                  const std::size_t col = S::static_cols == 1 ? 0 : latent;
+                                  return S::rank > 1 ? token * cols + col : col;
                               });
             });
             n.adjoint->written = true;

@@ -184,7 +184,8 @@ auto tape_of(const map_node<F, A...>& n) {
 template <class N>
 auto& require_tape(const N& n) {
     using pointer = decltype(tape_of(n));
-    static_assert(!std::is_null_pointer_v<pointer>, "psae: no operand belongs to a tape; start from tape.input(...)");
+    static_assert(!std::is_null_pointer_v<pointer>,
+                  "psae: no operand belongs to a tape; start from tape.input(...), or use on_tape_of(x, ...)");
     return *tape_of(n);
 }
 

@@ -83,14 +83,40 @@ struct training_state {
     const float* token_weights = nullptr;  // [n] or null: weight of each token's reconstruction error
 };
 
+namespace detail {
+
+// The number 0 that knows its tape.
+template <class T, class Tape>
+struct zero_on_tape : constant_node<T> {
+    Tape* owner;
+};
+struct first_argument {
+    template <class T>
+    PSAE_FN T value(T a, T) const {
+        return a;
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T, T) const {
+        return {{T(1), T(0)}};
+    }
+};
+
+}  // namespace detail
+
+// A parameter (or an expression of parameters) as an operand on x's tape, so that reductions take it without a token in
+// it: mean(square(on_tape_of(x, W_dec))) is a weight decay, norm(on_tape_of(x, W_dec)) the norms of the decoder rows.
+template <operand X, operand P>
+auto on_tape_of(const X& x, const P& p) {
+    using T = typename node_t<P>::value_type;
+    auto& t = detail::require_tape(as_node(x));
+    return map(detail::first_argument{}, as_node(p),
+               detail::zero_on_tape<T, std::remove_cvref_t<decltype(t)>>{{0}, &t});
+}
+
 // The scalar 0 on x's tape, for loss terms that are switched off.
 template <operand X>
 auto zero_like(const X& x) {
-    using T = typename node_t<X>::value_type;
-    auto& t = detail::require_tape(as_node(x));
-    auto out = t.template result<T>(shape<>{});
-    t.record(detail::evaluate_stage<constant_node<T>, decltype(out)>{constant_node<T>{0}, out});
-    return out;
+    return evaluate(on_tape_of(x, constant_node<typename node_t<X>::value_type>{0}));
 }
 
 }  // namespace psae

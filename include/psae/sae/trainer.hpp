@@ -57,11 +57,13 @@ public:
     }
 
     // One step on tokens [n, d_in]; token_weights [n] or null. Throws psae::error if the loss is not finite, before any
-    // parameter changes.
+    // parameter changes. The metrics are overwritten by the next step.
     template <class Shape>
-    step_metrics step(view<const T, Shape> tokens, const float* token_weights = nullptr) {
-        step_metrics report;
+    const step_metrics& step(view<const T, Shape> tokens, const float* token_weights = nullptr) {
+        step_metrics& report = report_;
         report.step = step_;
+        report.terms.clear();  // keeps its memory
+        report.l0 = report.explained_variance = 0;
         if (options_.unit_norm_decoder) sae_.normalise_decoder();
         if ((step_ + 1) % options_.frequency_window == 0) {
             std::fill(activation_count_.begin(), activation_count_.end(), std::uint64_t{0});
@@ -254,6 +256,7 @@ private:
     training_options options_;
     cpu& device_;
     arena<> scratch_;
+    step_metrics report_;
     std::vector<tensor<T, shape<dyn>>> first_moments_, second_moments_;
     std::vector<std::uint32_t> since_fired_, dead_;
     std::vector<std::uint64_t> activation_count_;

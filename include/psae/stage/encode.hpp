@@ -40,7 +40,7 @@ struct exponential_activation {
         return z;
     }
 };
-// The k largest ReLU(h) of each token; fewer where fewer are positive.
+// The k largest ReLU(h) of each token; fewer where fewer are positive. (Top-k of h and then ReLU is the same.)
 struct top_k {
     std::size_t k;
     template <class T>
@@ -55,6 +55,17 @@ struct top_k {
     PSAE_FN T derivative(T) const {
         return T(1);
     }
+};
+// Top-k by weight[f] * h (or its ReLU), for weights above zero: the entries with the largest are kept, and their value
+// is h itself. weight: [d_sae], read when the encoder runs. (SAELens' rescale_acts_by_decoder_norm multiplies by the
+// norms of the decoder rows before the selection and divides by them before decoding. What is decoded, and its
+// gradient, is h: the norms only choose.)
+template <class T>
+struct weighted_top_k : top_k {
+    const T* weight;
+    bool rectified = true;  // false: negative values may be among the largest
+    PSAE_FN bool active(T h) const { return !rectified || h > 0; }
+    PSAE_FN T rank(T value, std::uint32_t latent) const { return weight[latent] * value; }
 };
 
 namespace detail {
