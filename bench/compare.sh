@@ -18,7 +18,7 @@ if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet -r bench/peers/requirements.txt
 fi
-[ -e "$images/023.jpg" ] || "$venv/bin/python" bench/peers/preprocess.py "$images" --make
+[ -e "$images/023.jpg" ] && [ -e "$images/005.png" ] || "$venv/bin/python" bench/peers/preprocess.py "$images" --make
 
 # The path of our program, or nothing.
 find_ours() {

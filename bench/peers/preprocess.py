@@ -1,7 +1,7 @@
-"""CLIP preprocessing with Pillow on one core: images per second on a folder of JPEGs.
+"""CLIP preprocessing with Pillow on one core: images per second on a folder of JPEGs and PNGs.
 
 Decode, RGB, bicubic resize of the shorter side to 224, central crop, scale, normalise, planes first:
-what Hugging Face's CLIPImageProcessor does, without its overhead. --make writes the JPEGs and exits.
+what Hugging Face's CLIPImageProcessor does, without its overhead. --make writes the pictures and exits.
 """
 import argparse
 import pathlib
@@ -18,7 +18,7 @@ SIZES = [(640, 480), (480, 640), (1024, 768), (500, 375), (1600, 1200), (800, 80
 
 
 def make(folder, count=24):
-    """Cloud-like pictures of photographic sizes: noise at several scales, quality 90, 4:2:0."""
+    """Cloud-like pictures of photographic sizes: noise at several scales, quality 90, 4:2:0; one of each size as PNG too."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(11)
     for i in range(count):
@@ -27,7 +27,10 @@ def make(folder, count=24):
         for cells, strength in ((4, 90), (24, 50), (120, 25)):
             noise = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
             picture += strength * (np.asarray(noise.resize(size, Image.Resampling.BICUBIC), np.float32) / 127.5 - 1)
-        Image.fromarray(np.clip(picture + 128, 0, 255).astype(np.uint8)).save(folder / f"{i:03}.jpg", quality=90, subsampling=2)
+        picture = Image.fromarray(np.clip(picture + 128, 0, 255).astype(np.uint8))
+        if i < len(SIZES):
+            picture.save(folder / f"{i:03}.png")
+        picture.save(folder / f"{i:03}.jpg", quality=90, subsampling=2)
 
 
 def decode(path):
@@ -57,18 +60,18 @@ def main():
     if a.make:
         return make(a.folder)
     use_threads(1)
-    paths = sorted(f for f in a.folder.iterdir() if f.suffix.lower() in (".jpg", ".jpeg"))
-    if not paths:
-        p.error(f"no JPEG in {a.folder}")
-    images = [decode(f) for f in paths]
-    work = {"jpeg": lambda: [tensor(resize(decode(f))) for f in paths],
-            "resize": lambda: [tensor(resize(i)) for i in images]}
+    jpegs, pngs = (sorted(a.folder.glob(pattern)) for pattern in ("*.jpg", "*.png"))
+    if not jpegs or not pngs:
+        p.error(f"no JPEG or no PNG in {a.folder}; --make writes some")
+    images = [decode(f) for f in jpegs]
+    work = {"jpeg": (jpegs, lambda f: tensor(resize(decode(f)))), "png": (pngs, lambda f: tensor(resize(decode(f)))),
+            "resize": (images, lambda i: tensor(resize(i)))}
     rows = []
-    for name, call in work.items():
-        t = measure(call, a.repeats)
-        per_image = {"median_s": t["median_s"] / len(paths), "min_s": t["min_s"] / len(paths),
-                     "all_s": [s / len(paths) for s in t["all_s"]], "cores_busy": t["cores_busy"]}
-        rows.append({"case": f"preprocess/{name}", "images": len(paths), "images_per_s": 1 / per_image["median_s"], **per_image})
+    for name, (items, call) in work.items():
+        t = measure(lambda: [call(i) for i in items], a.repeats)
+        per_image = {"median_s": t["median_s"] / len(items), "min_s": t["min_s"] / len(items),
+                     "all_s": [s / len(items) for s in t["all_s"]], "cores_busy": t["cores_busy"]}
+        rows.append({"case": f"preprocess/{name}", "images": len(items), "images_per_s": 1 / per_image["median_s"], **per_image})
     ceiling = gemm_times({"square": (1024, 1024, 1024, "")}, 5)
     print_record("preprocess", rows, ceiling, best_gflops=best_rate(ceiling), threads=1,
                  pillow=__import__("PIL").__version__)

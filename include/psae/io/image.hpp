@@ -139,19 +139,69 @@ private:
     }
 
     void inflate_some(z_stream& stream, const std::uint8_t* body, std::size_t length, bool& finished) {
+        // Deflate makes at most 1032 bytes of one. What is reserved is only address space until it is filled.
+        if (expected_ / 1032 > size_) fail("PNG holds too little image data", std::to_string(expected_) + " bytes");
+        raw_.reserve(expected_);
         stream.next_in = const_cast<Bytef*>(body);
         stream.avail_in = static_cast<uInt>(length);
-        std::uint8_t buffer[32768];
         while (stream.avail_in > 0 && !finished) {
-            stream.next_out = buffer;
-            stream.avail_out = sizeof buffer;
+            const std::size_t have = raw_.size(), room = std::min<std::size_t>(32768, expected_ - have);
+            std::uint8_t beyond[1];  // where the stream goes on once everything expected is there
+            raw_.resize(have + room);
+            stream.next_out = room > 0 ? raw_.data() + have : beyond;
+            stream.avail_out = room > 0 ? static_cast<uInt>(room) : 1;
+            const uInt offered = stream.avail_out;
             const int status = inflate(&stream, Z_NO_FLUSH);
+            const std::size_t made = offered - stream.avail_out;
+            raw_.resize(have + std::min(made, room));
             if (status != Z_OK && status != Z_STREAM_END && status != Z_BUF_ERROR) fail("PNG image data are damaged");
-            const std::size_t made = sizeof buffer - stream.avail_out;
-            if (raw_.size() + made > expected_) fail("PNG holds more image data than its size says");
-            raw_.insert(raw_.end(), buffer, buffer + made);
+            if (made > room) fail("PNG holds more image data than its size says");
             finished = status == Z_STREAM_END;
             if (made == 0 && status == Z_BUF_ERROR) break;
+        }
+    }
+
+    // Undoes a row's filter: row = from + what is predicted from the pixel to the left (a), above (b) and above to the
+    // left (c), `step` bytes a pixel.
+    template <std::size_t step>
+    void unfilter(unsigned filter, const std::uint8_t* from, const std::uint8_t* above, std::uint8_t* row,
+                  std::size_t bytes) const {
+        const auto each = [&](auto predict) {
+            std::uint8_t a[step] = {}, c[step] = {};
+            for (std::size_t i = 0; i < bytes; i += step)
+                for (std::size_t j = 0; j < step; ++j) {
+                    const std::uint8_t b = above[i + j];
+                    row[i + j] = a[j] = static_cast<std::uint8_t>(from[i + j] + predict(int{a[j]}, int{b}, int{c[j]}));
+                    c[j] = b;
+                }
+        };
+        if (filter == 0) std::memcpy(row, from, bytes);
+        else if (filter == 1) each([](int a, int, int) { return a; });
+        else if (filter == 2)
+            for (std::size_t i = 0; i < bytes; ++i) row[i] = static_cast<std::uint8_t>(from[i] + above[i]);
+        else if (filter == 3) each([](int a, int b, int) { return (a + b) / 2; });
+        else if (filter == 4)
+            each([](int a, int b, int c) {
+                const int pa = std::abs(b - c), pb = std::abs(a - c), pc = std::abs(a + b - 2 * c);
+                return pa <= pb && pa <= pc ? a : pb <= pc ? b : c;
+            });
+        else fail("PNG row has an unknown filter", std::to_string(filter));
+    }
+    void unfilter(std::size_t step, unsigned filter, const std::uint8_t* from, const std::uint8_t* above,
+                  std::uint8_t* row, std::size_t bytes) const {
+        switch (step) {
+            case 1:
+                return unfilter<1>(filter, from, above, row, bytes);
+            case 2:
+                return unfilter<2>(filter, from, above, row, bytes);
+            case 3:
+                return unfilter<3>(filter, from, above, row, bytes);
+            case 4:
+                return unfilter<4>(filter, from, above, row, bytes);
+            case 6:
+                return unfilter<6>(filter, from, above, row, bytes);
+            default:
+                return unfilter<8>(filter, from, above, row, bytes);
         }
     }
 
@@ -162,26 +212,19 @@ private:
                           rows = y0 < height_ ? (height_ - y0 + dy - 1) / dy : 0;
         if (columns == 0 || rows == 0) return at;
         const std::size_t bytes = row_bytes(columns), step = std::max<std::size_t>(1, channels_ * depth_ / 8);
-        std::vector<std::uint8_t> above(bytes, 0), row(bytes);
+        std::vector<std::uint8_t> before(bytes, 0), current(bytes);
+        // 8-bit RGB without transparency is what the picture holds: rows are unfiltered into it.
+        const bool as_it_is = colour_ == 2 && depth_ == 8 && dx == 1 && transparency_.empty();
+        const std::uint8_t* above = before.data();
         for (std::size_t r = 0; r < rows; ++r, at += bytes) {
-            const int filter = *at++;
-            for (std::size_t i = 0; i < bytes; ++i) {
-                const int a = i >= step ? row[i - step] : 0, b = above[i], c = i >= step ? above[i - step] : 0;
-                int predicted = 0;
-                if (filter == 1) predicted = a;
-                else if (filter == 2) predicted = b;
-                else if (filter == 3) predicted = (a + b) / 2;
-                else if (filter == 4) {
-                    const int p = a + b - c, pa = std::abs(p - a), pb = std::abs(p - b), pc = std::abs(p - c);
-                    predicted = pa <= pb && pa <= pc ? a : pb <= pc ? b : c;
-                } else if (filter != 0) {
-                    fail("PNG row has an unknown filter", std::to_string(filter));
-                }
-                row[i] = static_cast<std::uint8_t>(at[i] + predicted);
-            }
-            for (std::size_t c = 0; c < columns; ++c)
-                put(row.data(), c, out.rgb.data() + ((y0 + r * dy) * width_ + x0 + c * dx) * 3);
-            std::swap(above, row);
+            std::uint8_t* const target = out.rgb.data() + ((y0 + r * dy) * width_ + x0) * 3;
+            std::uint8_t* const row = as_it_is ? target : current.data();
+            const unsigned filter = *at++;
+            unfilter(step, filter, at, above, row, bytes);
+            above = row;
+            if (as_it_is) continue;
+            for (std::size_t c = 0; c < columns; ++c) put(row, c, target + c * dx * 3);
+            std::swap(before, current);
         }
         return at;
     }
@@ -261,18 +304,18 @@ inline bool decode_jpeg_into(jpeg_decompress_struct& info, jpeg_errors& errors, 
     out.width = info.output_width;
     out.height = info.output_height;
     const std::size_t channels = static_cast<std::size_t>(info.output_components);
-    row.resize(out.width * channels);
+    row.resize(channels == 3 ? 0 : out.width * channels);
+    out.rgb.reserve(out.width * out.height * 3);  // only address space until rows are written
     while (info.output_scanline < info.output_height && !errors.premature_end) {
-        JSAMPROW pointer = row.data();
-        jpeg_read_scanlines(&info, &pointer, 1);
         const std::size_t start = out.rgb.size();
         out.rgb.resize(start + out.width * 3);
         std::uint8_t* rgb = out.rgb.data() + start;
+        JSAMPROW pointer = channels == 3 ? rgb : row.data();
+        jpeg_read_scanlines(&info, &pointer, 1);
+        if (channels == 3) continue;
         for (std::size_t x = 0; x < out.width; ++x, rgb += 3) {
             const std::uint8_t* p = row.data() + x * channels;
-            if (channels == 3) {
-                std::memcpy(rgb, p, 3);
-            } else if (channels == 1) {
+            if (channels == 1) {
                 rgb[0] = rgb[1] = rgb[2] = p[0];
             } else {  // inverted CMYK, by Pillow's formula
                 const unsigned white = p[3];

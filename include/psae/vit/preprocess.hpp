@@ -5,8 +5,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
+#include <psae/core/annotations.hpp>
 #include <psae/io/image.hpp>
 
 namespace psae {
@@ -60,9 +62,62 @@ inline resample_weights bicubic_weights(std::size_t in, std::size_t out, std::si
     return r;
 }
 
-inline std::uint8_t round_to_byte(std::int32_t sum) {
-    const std::int32_t v = sum >> 22;
-    return static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+// Sums of bytes times weights, in units of 2^-22; N of them in a row, which is what the compiler turns into vectors.
+template <std::size_t N>
+PSAE_FN void clear(std::int32_t (&sums)[N]) {
+    for (std::size_t i = 0; i < N; ++i) sums[i] = 1 << 21;  // one half, so that rounding down rounds to nearest
+}
+template <std::size_t N>
+PSAE_FN void add_weighted(std::int32_t (&sums)[N], const std::uint8_t* bytes, std::int32_t weight) {
+#pragma omp simd
+    for (std::size_t i = 0; i < N; ++i) sums[i] += bytes[i] * weight;
+}
+template <std::size_t N>
+PSAE_FN void store(const std::int32_t (&sums)[N], std::uint8_t* bytes) {
+#pragma omp simd
+    for (std::size_t i = 0; i < N; ++i) {
+        const std::int32_t v = sums[i] >> 22;
+        bytes[i] = static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+}
+
+typedef std::uint8_t bytes_16 __attribute__((vector_size(16)));
+
+// Four rounds of interleaving row i with row i + 8 transpose 16 rows.
+PSAE_FN void transpose(bytes_16 (&a)[16]) {
+    for (int round = 0; round < 4; ++round) {
+        bytes_16 b[16];
+        for (int i = 0; i < 8; ++i) {
+            b[2 * i] = __builtin_shufflevector(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            b[2 * i + 1] =
+                __builtin_shufflevector(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        std::memcpy(a, b, sizeof a);
+    }
+}
+// Sixteen rows of `columns` bytes (the first `count` of them, the last one repeated), `stride` apart, to columns that
+// stand side by side: to [columns rounded up to 16, 16].
+inline void rows_to_columns(const std::uint8_t* rows, std::size_t stride, std::size_t count, std::size_t columns,
+                            std::uint8_t* to) {
+    for (std::size_t first = 0; first < columns; first += 16) {
+        bytes_16 a[16] = {};
+        for (std::size_t i = 0; i < 16; ++i) {
+            const std::uint8_t* from = rows + std::min(i, count - 1) * stride + first;
+            if (columns - first >= 16) std::memcpy(&a[i], from, 16);
+            else std::memcpy(&a[i], from, columns - first);
+        }
+        transpose(a);
+        std::memcpy(to + first * 16, a, sizeof a);
+    }
+}
+// And back: columns [columns, 16], a multiple of 16 of them, to 16 rows `stride` apart.
+inline void columns_to_rows(const std::uint8_t* from, std::size_t columns, std::uint8_t* rows, std::size_t stride) {
+    for (std::size_t first = 0; first < columns; first += 16) {
+        bytes_16 a[16];
+        std::memcpy(a, from + first * 16, sizeof a);
+        transpose(a);
+        for (std::size_t i = 0; i < 16; ++i) std::memcpy(rows + i * stride + first, &a[i], 16);
+    }
 }
 
 }  // namespace detail
@@ -84,32 +139,42 @@ inline std::vector<std::uint8_t> resize_and_crop(const image& picture, const pre
     const window x = centre(new_w), y = centre(new_h);
     const auto across = detail::bicubic_weights(w, new_w, x.source, x.count),
                down = detail::bicubic_weights(h, new_h, y.source, y.count);
-    const std::size_t first_row = down.spans.front().first, end_row = down.spans.back().first + down.spans.back().count;
-    std::vector<std::uint8_t> narrow((end_row - first_row) * x.count * 3);
-    for (std::size_t r = first_row; r < end_row; ++r) {
-        const std::uint8_t* source = picture.rgb.data() + r * w * 3;
-        std::uint8_t* target = narrow.data() + (r - first_row) * x.count * 3;
+    const auto end_of = [](const detail::resample_weights& r) { return r.spans.back().first + r.spans.back().count; };
+    const std::size_t first_row = down.spans.front().first, rows = end_of(down) - first_row,
+                      first_col = across.spans.front().first, cols = end_of(across) - first_col;
+    constexpr std::size_t lanes = 64;  // columns that are summed at a time
+    const std::size_t stride = (x.count * 3 + lanes - 1) / lanes * lanes;
+    // Across, 16 rows at a time: transposed, each of their bytes is one vector.
+    std::vector<std::uint8_t> narrow((rows + 15) / 16 * 16 * stride), columns((cols * 3 + 15) / 16 * 256),
+        narrow_columns(stride * 16);
+    for (std::size_t r = 0; r < rows; r += 16) {
+        detail::rows_to_columns(picture.rgb.data() + ((first_row + r) * w + first_col) * 3, w * 3,
+                                std::min<std::size_t>(rows - r, 16), cols * 3, columns.data());
+        std::uint8_t* target = narrow_columns.data();
         for (const auto& s : across.spans) {
-            std::int32_t sum[3] = {1 << 21, 1 << 21, 1 << 21};
-            const std::uint8_t* pixel = source + s.first * 3;
+            const std::uint8_t* pixel = columns.data() + (s.first - first_col) * 48;
             const std::int32_t* weight = across.weights.data() + s.offset;
-            for (std::size_t i = 0; i < s.count; ++i, pixel += 3)
-                for (int c = 0; c < 3; ++c) sum[c] += pixel[c] * weight[i];
-            for (int c = 0; c < 3; ++c) *target++ = detail::round_to_byte(sum[c]);
+            alignas(64) std::int32_t sums[48];  // 16 rows of red, of green, of blue
+            detail::clear(sums);
+            for (std::size_t i = 0; i < s.count; ++i, pixel += 48) detail::add_weighted(sums, pixel, weight[i]);
+            detail::store(sums, target);
+            target += 48;
         }
+        detail::columns_to_rows(narrow_columns.data(), stride, narrow.data() + r * stride, stride);
     }
-    std::vector<std::uint8_t> out(p.crop * p.crop * 3, 0);
-    std::vector<std::int32_t> sums(x.count * 3);
+    // Down.
+    std::vector<std::uint8_t> out(p.crop * p.crop * 3, 0), row(stride);
     for (std::size_t r = 0; r < y.count; ++r) {
         const auto& s = down.spans[r];
-        std::fill(sums.begin(), sums.end(), 1 << 21);
-        for (std::size_t i = 0; i < s.count; ++i) {
-            const std::int32_t weight = down.weights[s.offset + i];
-            const std::uint8_t* row = narrow.data() + (s.first + i - first_row) * x.count * 3;
-            for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += row[c] * weight;
+        const std::int32_t* weight = down.weights.data() + s.offset;
+        for (std::size_t c = 0; c < stride; c += lanes) {
+            const std::uint8_t* byte = narrow.data() + (s.first - first_row) * stride + c;
+            alignas(64) std::int32_t sums[lanes];
+            detail::clear(sums);
+            for (std::size_t i = 0; i < s.count; ++i, byte += stride) detail::add_weighted(sums, byte, weight[i]);
+            detail::store(sums, row.data() + c);
         }
-        std::uint8_t* target = out.data() + ((y.target + r) * p.crop + x.target) * 3;
-        for (std::size_t c = 0; c < sums.size(); ++c) target[c] = detail::round_to_byte(sums[c]);
+        std::memcpy(out.data() + ((y.target + r) * p.crop + x.target) * 3, row.data(), x.count * 3);
     }
     return out;
 }
