@@ -5,6 +5,11 @@
 
 namespace patchsae {
 
+// The array `name` of an .npz as floats, its extents after the first as `inner` says; returns the first extent. Throws
+// if a value is not finite.
+std::size_t read_floats(const std::string& path, const char* name, const std::vector<std::size_t>& inner,
+                        std::vector<float>& values);
+
 // Rows [N, d] of an .npy (any leading extents are flattened), or the array tokens of an .npz. Throws if a value is not
 // finite.
 std::vector<float> read_activations(const std::string& path, std::size_t& d);

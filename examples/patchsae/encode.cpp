@@ -1,5 +1,3 @@
-#include "program.hpp"
-
 #include "activations.hpp"
 
 namespace patchsae {
@@ -12,16 +10,18 @@ struct state {
     std::string sae, activations, out;
 };
 
-void run(const state& s) {
+void run(const state& s, const CLI::App& sub) {
     const auto sae = psae::read_sae(s.sae);
     const psae::cpu device(s.common.threads);
     std::vector<float> data;
     std::vector<std::int32_t> indices;
     std::vector<std::int64_t> indptr{0};
     psae::arena<> scratch;
+    std::size_t skipped = 0;
     const auto add = [&](const float* x, std::size_t n) {
         constexpr std::size_t rows = 4096;
         for (std::size_t first = 0; first < n; first += rows) {
+            stop_if_interrupted();
             scratch.reset();
             const auto z = encode_rows(device, scratch, sae, x + first * sae.d_in, std::min(rows, n - first));
             data.insert(data.end(), z.value, z.value + z.entries());
@@ -36,36 +36,45 @@ void run(const state& s) {
         require_fit(sae, s.sae, d, s.activations);
         add(rows.data(), rows.size() / d);
     } else {
-        each_image_tokens(s.images, device,
-                          [&](const psae::vision_tower& tower, const psae::image_list&,
-                              const std::vector<float>& tokens, const std::vector<std::size_t>&) {
-                              require_fit(sae, s.sae, tower.width(), s.images.model);
-                              add(tokens.data(), tokens.size() / sae.d_in);
-                          });
+        skipped = each_image_tokens(s.images, device,
+                                    [&](const psae::vision_tower& tower, const psae::image_list&,
+                                        const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+                                        require_fit(sae, s.sae, tower.width(), s.images.model);
+                                        add(tokens.data(), tokens.size() / sae.d_in);
+                                    });
     }
     const std::size_t rows = indptr.size() - 1;
     psae::write_scipy_csr(s.out, data, indices, indptr, rows, sae.d_sae);
     const double l0 = double(data.size()) / double(rows);
-    if (s.common.json) fmt::print("{{\"rows\": {}, \"d_sae\": {}, \"l0\": {:.6g}}}\n", rows, sae.d_sae, l0);
-    else fmt::print("codes of {} rows over {} latents, L0 {:.2f}: {}\n", rows, sae.d_sae, l0, s.out);
+    save_configuration(sub, s.out);
+    if (s.common.json)
+        json_object{}
+            .add("rows", rows)
+            .add("d_sae", sae.d_sae)
+            .add("l0", l0)
+            .add("skipped", skipped)
+            .add("out", s.out)
+            .print();
+    else
+        fmt::print("codes of {} rows over {} latents, L0 {:.2f}, {} pictures skipped: {}\n", rows, sae.d_sae, l0,
+                   skipped, s.out);
 }
 
 }  // namespace
 
 void add_encode(CLI::App& app) {
-    auto* sub = app.add_subcommand("encode",
-                                   "codes of activations or pictures, as SciPy CSR\n  patchsae encode --sae run "
-                                   "--activations x.npy --out codes.npz");
+    auto* sub = add_command(app, "encode", "codes of activations or pictures, as SciPy CSR [rows, d_sae]",
+                            "--sae run --model data/tiny-clip --images photos --out codes.npz");
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
     sub->add_option("--sae", s->sae, "SAE directory")->required();
     sub->add_option("--activations", s->activations, ".npy [N,d] or an .npz with tokens");
     sub->add_option("--out", s->out, "the .npz to write")->required();
-    sub->callback([s] {
+    sub->callback([s, sub] {
         if (s->activations.empty() && (s->images.images.empty() || s->images.model.empty()))
             throw CLI::RequiredError("--activations, or --model and --images");
-        run(*s);
+        run(*s, *sub);
     });
 }
 

@@ -77,9 +77,8 @@ void run(const state& s) {
 }  // namespace
 
 void add_latents(CLI::App& app) {
-    auto* sub = app.add_subcommand("latents",
-                                   "per-latent summary of a data set\n  patchsae latents --model data/tiny-clip --sae "
-                                   "run --images photos --out summary");
+    auto* sub = add_command(app, "latents", "per-latent summary of a data set",
+                            "--model data/tiny-clip --sae run --images photos --out summary");
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub);
@@ -87,7 +86,10 @@ void add_latents(CLI::App& app) {
     sub->add_option("--sae", s->sae, "SAE directory")->required();
     sub->add_option("--top", s->top, "top pictures per latent")->check(CLI::Range(0, 1000));
     sub->add_option("--out", s->out, "directory to write")->required();
-    sub->callback([s] { run(*s); });
+    sub->callback([s, sub] {
+        run(*s);
+        save_configuration(*sub, s->out);
+    });
 }
 
 }  // namespace patchsae

@@ -1,9 +1,23 @@
 // The patchsae program: train sparse autoencoders on a CLIP ViT's tokens, find the concepts, show where they fire.
 
+#include <new>
+
 #include "program.hpp"
+
+namespace {
+
+// Errors are one line, whatever a file name or a header puts into them.
+std::string one_line(std::string text) {
+    for (char& c : text)
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+    return text;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
     CLI::App app{"Sparse autoencoders on vision transformers", "patchsae"};
+    app.set_version_flag("--version", PSAE_VERSION);
     app.require_subcommand(1);
     patchsae::add_info(app);
     patchsae::add_preprocess(app);
@@ -12,16 +26,26 @@ int main(int argc, char** argv) {
     patchsae::add_encode(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
+    const auto fail = [](int code, const std::string& text) {
+        fmt::print(stderr, "patchsae: error: {}\n", one_line(text));
+        return code;
+    };
     try {
-        app.parse(argc, argv);  // a subcommand runs as soon as it is parsed
+        patchsae::catch_signals();
+        auto arguments = patchsae::with_configuration(app, {argv + 1, argv + argc});
+        std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
+        app.parse(std::move(arguments));                   // a subcommand runs as soon as it is parsed
         return 0;
     } catch (const CLI::Success& e) {
         return app.exit(e);
     } catch (const CLI::ParseError& e) {
-        fmt::print(stderr, "patchsae: error: {}; see --help\n", e.what());
-        return 2;
+        return fail(2, std::string(e.what()) + "; see patchsae --help");
+    } catch (const patchsae::interruption&) {
+        fmt::print(stderr, "patchsae: interrupted\n");
+        return 130;
+    } catch (const std::bad_alloc&) {
+        return fail(1, "out of memory");
     } catch (const std::exception& e) {
-        fmt::print(stderr, "patchsae: error: {}\n", e.what());
-        return 1;
+        return fail(1, e.what());
     }
 }

@@ -60,9 +60,8 @@ void run(state& s) {
 }  // namespace
 
 void add_mask(CLI::App& app) {
-    auto* sub = app.add_subcommand("mask",
-                                   "where in a picture latents fire\n  patchsae mask --model data/tiny-clip --sae run "
-                                   "--image cat.png --latent 12 --out masks");
+    auto* sub = add_command(app, "mask", "where in a picture latents fire",
+                            "--model data/tiny-clip --sae run --image cat.png --latent 12 --out masks");
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub);
@@ -73,9 +72,10 @@ void add_mask(CLI::App& app) {
     sub->add_option("--patch", s->patch, "R,C: list the strongest latents of this patch");
     sub->add_option("--top", s->top, "how many latents --patch lists");
     sub->add_option("--out", s->out, "directory to write")->required();
-    sub->callback([s] {
+    sub->callback([s, sub] {
         if (s->latents.empty() && s->patch.empty()) throw CLI::RequiredError("--latent or --patch");
         run(*s);
+        save_configuration(*sub, s->out);
     });
 }
 

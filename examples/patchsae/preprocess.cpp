@@ -3,9 +3,8 @@
 namespace patchsae {
 
 void add_preprocess(CLI::App& app) {
-    auto* sub = app.add_subcommand("preprocess",
-                                   "CLIP's preprocessing of pictures\n  patchsae preprocess --model data/tiny-clip "
-                                   "--images photos --out pixels.npz");
+    auto* sub = add_command(app, "preprocess", "CLIP's preprocessing of pictures: pixels [N,3,S,S] and files",
+                            "--model data/tiny-clip --images photos --out pixels.npz");
     struct state {
         common_options common;
         image_options images;
@@ -16,7 +15,7 @@ void add_preprocess(CLI::App& app) {
     s->images.add_to(*sub);
     sub->get_option("--images")->required();
     sub->add_option("--out", s->out, "the .npz to write")->required();
-    sub->callback([s] {
+    sub->callback([s, sub] {
         const auto list = list_images(s->images);
         const auto numbers = psae::detail::read_clip_numbers(std::filesystem::path(s->images.model) / "config.json");
         const auto how = psae::read_preprocessing(s->images.model, numbers.image);
@@ -33,8 +32,14 @@ void add_preprocess(CLI::App& app) {
         out.add("pixels", all.data(), {files.size(), 3, how.crop, how.crop});
         out.add("files", files);
         out.close();
+        save_configuration(*sub, s->out);
         if (s->common.json)
-            fmt::print("{{\"images\": {}, \"skipped\": {}, \"size\": {}}}\n", files.size(), skipped, how.crop);
+            json_object{}
+                .add("images", files.size())
+                .add("skipped", skipped)
+                .add("size", how.crop)
+                .add("out", s->out)
+                .print();
         else
             fmt::print("{} pictures of {} x {} pixels, {} skipped: {}\n", files.size(), how.crop, how.crop, skipped,
                        s->out);

@@ -1,112 +1,177 @@
 #include "program.hpp"
 
+#include <csignal>
 #include <cstdio>
+
+#include <unistd.h>
 
 namespace patchsae {
 
+namespace {
+
+volatile std::sig_atomic_t signal_seen = 0;
+
+CLI::Validator number_check(bool zero_allowed, const char* expected) {
+    return CLI::Validator(
+        [=](const std::string& text) {
+            char* end = nullptr;
+            const double v = std::strtod(text.c_str(), &end);
+            return *end == '\0' && std::isfinite(v) && (v > 0 || (zero_allowed && v == 0))
+                       ? std::string()
+                       : fmt::format("expected {}, found {}", expected, text);
+        },
+        "");
+}
+
+}  // namespace
+
+CLI::Validator positive() { return number_check(false, "a number above 0"); }
+CLI::Validator not_negative() { return number_check(true, "a number not below 0"); }
+
 void common_options::add_to(CLI::App& app) {
-    app.add_option("--threads", threads, "number of threads (default: all cores)")->check(CLI::Range(0, 4096));
+    app.add_option("--threads", threads, "number of threads (0: all cores)")->check(CLI::Range(0, 1024));
     app.add_option("--seed", seed, "seed of everything random");
     app.add_flag("--json", json, "print the summary as one JSON object");
-    app.add_option("--device", device, "cpu")->check([](const std::string& d) {
-        return d == "cpu" ? std::string() : "this build has no CUDA backend; use --device cpu";
+    app.add_option("--device", device, "cpu, cuda or cuda:N")->check([](const std::string& d) -> std::string {
+        if (d == "cpu") return "";
+        if (d != "cuda" &&
+            (!d.starts_with("cuda:") || d.size() == 5 || d.find_first_not_of("0123456789", 5) != std::string::npos))
+            return "expected cpu, cuda or cuda:N, found " + d;
+        throw psae::error("there is no CUDA device", "--device " + d, "this build has the CPU backend only",
+                          "use --device cpu");
     });
-    app.add_option("--dtype", dtype, "fp32")->check(CLI::IsMember({"fp32"}));
+    app.add_option("--dtype", dtype, "fp32 or bf16")->check([](const std::string& t) -> std::string {
+        if (t == "fp32") return "";
+        if (t != "bf16") return "expected fp32 or bf16, found " + t;
+        throw psae::error("bf16 computation is not there yet", "--dtype bf16", "this version computes in fp32",
+                          "use --dtype fp32; bf16 weights are read all the same");
+    });
+    app.add_option("--config", config, "JSON file of long options; options on the command line beat it");
 }
 
 void image_options::add_to(CLI::App& app, bool model_required) {
     auto* m = app.add_option("--model", model, "Hugging Face CLIP directory");
     if (model_required) m->required();
-    app.add_option("--images", images, "folder (sub-folders are classes), .csv or .tsv; repeatable");
+    app.add_option("--images", images, "folder (sub-folders are classes), .csv, .tsv or picture; repeatable");
     app.add_option("--split", split, "use only rows of this split");
-    app.add_option("--limit", limit, "use at most so many pictures");
+    app.add_option("--limit", limit, "use at most so many pictures (0: all)");
     app.add_option("--alpha", alpha, "transparency: blended over white, or dropped")
         ->check(CLI::IsMember({"white", "drop"}));
     app.add_flag("--strict", strict, "stop at the first unreadable picture");
     app.add_option("--layer", layer, "index into hidden_states, negative from the end");
 }
 
+CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
+                      const std::string& example) {
+    auto* sub = app.add_subcommand(name, description);
+    sub->footer("Example:\n  patchsae " + name + " " + example);
+    sub->option_defaults()->always_capture_default();
+    return sub;
+}
+
+json_object& json_object::add_value(const char* key, rapidjson::Value value) {
+    auto& a = document_.GetAllocator();
+    document_.AddMember(rapidjson::Value(key, a), value, a);
+    return *this;
+}
+json_object& json_object::add(const char* key, const std::string& text) {
+    return add_value(
+        key, rapidjson::Value(text.data(), static_cast<rapidjson::SizeType>(text.size()), document_.GetAllocator()));
+}
+json_object& json_object::add(const char* key, double number) {
+    return add_value(key, std::isfinite(number) ? rapidjson::Value(number) : rapidjson::Value());
+}
+json_object& json_object::add(const char* key, bool value) { return add_value(key, rapidjson::Value(value)); }
+json_object& json_object::add(const char* key, const std::vector<std::size_t>& numbers) {
+    rapidjson::Value array(rapidjson::kArrayType);
+    for (const std::size_t n : numbers)
+        array.PushBack(rapidjson::Value(static_cast<std::uint64_t>(n)), document_.GetAllocator());
+    return add_value(key, std::move(array));
+}
+std::string json_object::text() const {
+    rapidjson::StringBuffer buffer;
+    rapidjson::Writer<rapidjson::StringBuffer> writer(buffer);
+    document_.Accept(writer);
+    return {buffer.GetString(), buffer.GetSize()};
+}
+
+progress::progress(std::string unit, std::size_t total)
+    : unit_(std::move(unit)),
+      total_(total),
+      terminal_(isatty(2)),
+      begin_(std::chrono::steady_clock::now()),
+      shown_(begin_) {}
+progress::~progress() {
+    if (drawn_) fmt::print(stderr, "\n");
+}
+void progress::show(std::size_t done, const std::string& more, double rate) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - shown_ < std::chrono::milliseconds(terminal_ ? 200 : 10000)) return;
+    shown_ = now;
+    const double elapsed = std::chrono::duration<double>(now - begin_).count();
+    if (rate == 0) rate = double(done) / elapsed;
+    const double left = rate > 0 ? double(total_ - std::min(done, total_)) / rate : 0;
+    const std::string line =
+        fmt::format("{}/{} {}  {:.3g} {}/s  {:.0f} s left{}", done, total_, unit_, rate, unit_, left, more);
+    if (terminal_) fmt::print(stderr, "\r{}\033[K", line), drawn_ = true;
+    else fmt::print(stderr, "{}\n", line);
+}
+
+void catch_signals() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { signal_seen = 1; };
+    action.sa_flags = SA_RESETHAND | SA_RESTART;
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+}
+bool interrupted() { return signal_seen != 0; }
+void stop_if_interrupted() {
+    if (interrupted()) throw interruption{};
+}
+
 psae::image_list list_images(const image_options& options) {
-    if (options.images.size() == 1 && std::filesystem::is_regular_file(options.images[0]) &&
-        psae::detail::has_image_name(options.images[0]))
-        return {{options.images[0]}, {-1}, {}};
     const std::vector<std::filesystem::path> paths(options.images.begin(), options.images.end());
     return psae::read_image_list(paths, {options.limit, options.split});
 }
 
-std::optional<psae::image> try_read(const std::filesystem::path& file, const image_options& options) {
-    try {
-        return psae::read_image(file, options.alpha_mode());
-    } catch (const psae::error& e) {
-        if (options.strict) throw;
+psae::picture_reader read_pictures(psae::image_list list, const image_options& options,
+                                   const psae::preprocessing& how) {
+    return psae::picture_reader(std::move(list), how, options.alpha_mode(), [strict = options.strict](const auto& e) {
+        if (strict) throw e;
         fmt::print(stderr, "patchsae: skipped: {}\n", e.what());
-        return std::nullopt;
-    }
+    });
 }
 
 std::size_t each_batch(const psae::image_list& list, const image_options& options, const psae::preprocessing& how,
                        const psae::cpu& device, std::size_t batch,
                        const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f) {
-    const std::size_t size = 3 * how.crop * how.crop;
-    std::size_t skipped = 0;
+    auto pictures = read_pictures(list, options, how);
+    progress bar("pictures", list.files.size());
+    const std::size_t size = pictures.pixels();
     for (std::size_t first = 0; first < list.files.size(); first += batch) {
-        const std::size_t count = std::min(batch, list.files.size() - first);
-        std::vector<float> pixels(count * size);
-        std::vector<char> good(count, 0);
-        std::exception_ptr failure;
-        device.parallel_for(count, [&](std::size_t i) {
-            try {
-                if (const auto picture = try_read(list.files[first + i], options)) {
-                    psae::preprocess(*picture, how, pixels.data() + i * size);
-                    good[i] = 1;
-                }
-            } catch (...) {
-#pragma omp critical
-                failure = std::current_exception();
-            }
-        });
-        if (failure) std::rethrow_exception(failure);
-        std::vector<std::size_t> indices;
-        for (std::size_t i = 0; i < count; ++i) {
-            if (!good[i]) {
-                ++skipped;
-                continue;
-            }
-            std::copy_n(pixels.begin() + std::ptrdiff_t(i * size), size,
-                        pixels.begin() + std::ptrdiff_t(indices.size() * size));
-            indices.push_back(first + i);
+        stop_if_interrupted();
+        std::vector<std::size_t> which(std::min(batch, list.files.size() - first));
+        std::iota(which.begin(), which.end(), first);
+        std::vector<float> pixels(which.size() * size);
+        const auto good = pictures.read(device, which, pixels.data());
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < which.size(); ++i) {
+            if (!good[i]) continue;
+            std::copy_n(pixels.begin() + std::ptrdiff_t(i * size), size, pixels.begin() + std::ptrdiff_t(kept * size));
+            which[kept++] = which[i];
         }
-        pixels.resize(indices.size() * size);
-        if (!indices.empty()) f(pixels, indices);
+        which.resize(kept);
+        pixels.resize(kept * size);
+        if (kept > 0) f(pixels, which);
+        bar.show(first + batch);
     }
-    if (skipped == list.files.size())
+    if (pictures.unreadable() == list.files.size())
         throw psae::error("no picture could be read", list.files.front().string(),
-                          std::to_string(skipped) + " were tried");
-    return skipped;
+                          std::to_string(list.files.size()) + " were tried");
+    return pictures.unreadable();
 }
 
-psae::codes_view<float> encode_rows(const psae::cpu& device, psae::arena<>& scratch, const psae::sae_weights& sae,
-                                    const float* x, std::size_t n) {
-    float* centred = scratch.allocate<float>(n * sae.d_in);
-    for (std::size_t r = 0; r < n; ++r)
-        for (std::size_t c = 0; c < sae.d_in; ++c) {
-            const float v = x[r * sae.d_in + c];
-            if (!std::isfinite(v))
-                throw psae::error("activation is not finite",
-                                  "row " + std::to_string(r) + ", column " + std::to_string(c));
-            centred[r * sae.d_in + c] = v - sae.b_dec[c];
-        }
-    psae::codes_view<float> z;
-    psae::cpu own = device;
-    const float *W = sae.W_enc.data(), *b = sae.b_enc.data();
-    const float* input = centred;
-    if (sae.architecture == "topk")
-        psae::encode(own, scratch, z, input, n, sae.d_in, W, b, sae.d_sae, psae::top_k{sae.k}, nullptr);
-    else psae::encode(own, scratch, z, input, n, sae.d_in, W, b, sae.d_sae, psae::relu{}, nullptr);
-    return z;
-}
-
-void require_fit(const psae::sae_weights& sae, const std::string& sae_path, std::size_t width,
+void require_fit(const psae::sae_description& sae, const std::string& sae_path, std::size_t width,
                  const std::string& model_path) {
     if (sae.d_in != width)
         throw psae::error(

@@ -1,30 +1,32 @@
 #pragma once
-// What the subcommands share: options that mean the same everywhere, and activations of images.
+// What the subcommands share: options that mean the same everywhere, pictures, progress, summaries, interruption.
 
+#include <chrono>
+#include <cmath>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
-#include <psae/cpu/encode.hpp>
-#include <psae/io/dataset.hpp>
+#include <psae/io/image_activations.hpp>
+#include <psae/io/json.hpp>
 #include <psae/io/numpy.hpp>
 #include <psae/io/sae_file.hpp>
-#include <psae/stage/encode.hpp>
 #include <psae/vit/load_clip.hpp>
 #include <psae/vit/read_preprocessing.hpp>
 
 namespace patchsae {
 
+// Options ------------------------------------------------------------------------------------------------------------
+
 struct common_options {
     int threads = 0;
     std::uint64_t seed = 0;
     bool json = false;
-    std::string device = "cpu", dtype = "fp32";
+    std::string device = "cpu", dtype = "fp32", config;
     void add_to(CLI::App& app);
 };
 
@@ -39,28 +41,85 @@ struct image_options {
     psae::alpha_mode alpha_mode() const { return alpha == "drop" ? psae::alpha_mode::drop : psae::alpha_mode::white; }
 };
 
+// A subcommand whose --help ends with an example.
+CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
+                      const std::string& example);
+
+// Checks for numbers: finite and above 0, or not below 0.
+CLI::Validator positive();
+CLI::Validator not_negative();
+
+// The command line (without the program's name) with the options of its --config FILE.json added, as far as they are
+// not given on it. CLI::ParseError, naming the key, for a file that is no object of options of this subcommand.
+std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std::string> arguments);
+
+// Writes the options the subcommand ran with, in the form --config reads: beside a file result as RESULT.config.json,
+// into a directory as run_config.json.
+void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result);
+
+// Reporting ----------------------------------------------------------------------------------------------------------
+
+// A summary as one line of JSON, fields in the order they are added.
+class json_object {
+public:
+    json_object& add(const char* key, const std::string& text);
+    json_object& add(const char* key, const char* text) { return add(key, std::string(text)); }
+    json_object& add(const char* key, double number);  // null if not finite
+    json_object& add(const char* key, bool value);
+    template <std::integral I>
+    json_object& add(const char* key, I number) {
+        return add_value(key, rapidjson::Value(static_cast<std::int64_t>(number)));
+    }
+    json_object& add(const char* key, const std::vector<std::size_t>& numbers);
+    std::string text() const;
+    void print() const { fmt::print("{}\n", text()); }
+
+private:
+    json_object& add_value(const char* key, rapidjson::Value value);
+    rapidjson::Document document_{rapidjson::kObjectType};
+};
+
+// A line on stderr: redrawn five times a second on a terminal, written anew every ten seconds elsewhere.
+class progress {
+public:
+    progress(std::string unit, std::size_t total);
+    ~progress();
+    // rate: units per second; 0: as measured since the start. `more` is put behind.
+    void show(std::size_t done, const std::string& more = "", double rate = 0);
+
+private:
+    std::string unit_;
+    std::size_t total_;
+    bool terminal_, drawn_ = false;
+    std::chrono::steady_clock::time_point begin_, shown_;
+};
+
+// Ctrl-C and SIGTERM set a flag; a second one ends the program at once.
+void catch_signals();
+bool interrupted();
+// Thrown where work stops because of it: the program then exits with 130.
+struct interruption {};
+void stop_if_interrupted();
+
+// Pictures and SAEs --------------------------------------------------------------------------------------------------
+
 // The pictures of --images; a single picture stands for itself.
 psae::image_list list_images(const image_options& options);
 
-// Reads a picture, or reports it on stderr and returns nothing (strict: throws).
-std::optional<psae::image> try_read(const std::filesystem::path& file, const image_options& options);
+// Reads the pictures; unreadable ones are reported on stderr (strict: are errors).
+psae::picture_reader read_pictures(psae::image_list list, const image_options& options, const psae::preprocessing& how);
 
-// Pictures in order, decoded and preprocessed in batches; unreadable ones are reported, counted and left out.
-// f(pixels of `count` pictures [count, 3, S, S], their indices in the list).
+// Pictures in order, decoded and preprocessed in batches; unreadable ones are counted and left out.
+// f(pixels of `count` pictures [count, 3, S, S], their indices in the list). Returns the number left out.
 std::size_t each_batch(const psae::image_list& list, const image_options& options, const psae::preprocessing& how,
                        const psae::cpu& device, std::size_t batch,
                        const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f);
 
-// Codes of rows x [n, d_in] under a trained SAE, in memory of the arena.
-psae::codes_view<float> encode_rows(const psae::cpu& device, psae::arena<>& scratch, const psae::sae_weights& sae,
-                                    const float* x, std::size_t n);
-
 // Refuses an SAE whose d_in is not the model's width.
-void require_fit(const psae::sae_weights& sae, const std::string& sae_path, std::size_t width,
+void require_fit(const psae::sae_description& sae, const std::string& sae_path, std::size_t width,
                  const std::string& model_path);
 
 // Subcommands: each adds itself to the program.
-using runner = std::function<void()>;
 void add_info(CLI::App& app);
 void add_preprocess(CLI::App& app);
 void add_embed(CLI::App& app);

@@ -11,6 +11,7 @@
 #include <psae/expr/functors.hpp>
 #include <psae/grad/check.hpp>
 #include <psae/sae/geometric_median.hpp>
+#include <psae/sae/inference.hpp>
 #include <psae/sae/patchsae.hpp>
 #include <psae/sae/resample.hpp>
 #include <psae/sae/topk.hpp>

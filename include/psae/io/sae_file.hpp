@@ -7,18 +7,13 @@
 #include <vector>
 
 #include <psae/io/safetensors.hpp>
+#include <psae/sae/inference.hpp>
 
 namespace psae {
 
-struct sae_weights {
-    std::string architecture = "standard";  // "standard" (ReLU) or "topk"
-    std::size_t d_in = 0, d_sae = 0, k = 0;
-    std::vector<float> W_enc, b_enc, W_dec, b_dec;
-};
-
 // x [rows, cols] as [cols, rows].
-inline std::vector<float> transpose(const std::vector<float>& x, std::size_t rows, std::size_t cols) {
-    std::vector<float> y(x.size());
+inline std::vector<float> transpose(const float* x, std::size_t rows, std::size_t cols) {
+    std::vector<float> y(rows * cols);
     constexpr std::size_t tile = 32;
     for (std::size_t r0 = 0; r0 < rows; r0 += tile)
         for (std::size_t c0 = 0; c0 < cols; c0 += tile)
@@ -27,59 +22,110 @@ inline std::vector<float> transpose(const std::vector<float>& x, std::size_t row
     return y;
 }
 
-// Reads a directory, or its sae_weights.safetensors. Throws psae::error for architectures and options that are not
-// supported.
-inline sae_weights read_sae(const std::filesystem::path& given) {
-    const auto directory = std::filesystem::is_directory(given) ? given : given.parent_path();
-    const auto path = directory / "cfg.json";
+namespace detail {
+
+// cfg.json of SAELens: version 6, and the flat one of version 3, which names the activation in activation_fn_str.
+inline sae_description read_sae_description(const std::filesystem::path& path, bool& rescaled_by_decoder_norm) {
     const auto json = read_json(path);
     const std::string where = path.string();
-    sae_weights s;
-    const auto extent = [&](const char* key) {
-        const double v = json_number(json, key, -1, where);
-        if (!(v >= 1 && v <= 1e9) || v != std::floor(v))
-            throw error("configuration field is out of range", where + ", key " + key, "a positive integer");
-        return static_cast<std::size_t>(v);
+    const auto refuse = [&](const char* key, const std::string& found, const std::string& expected) {
+        throw error("SAE is of a kind that cannot be read", where + ", key " + key,
+                    "expected " + expected + ", found " + found);
     };
-    s.d_in = extent("d_in");
-    s.d_sae = extent("d_sae");
+    if (!json.IsObject()) throw error("not an SAE's configuration", where, "expected a JSON object");
+    sae_description s;
+    const auto extent = [&](const rapidjson::Value& object, const char* key) {
+        const std::size_t n = json_size(object, key, where);
+        if (n < 1 || n > 1'000'000'000)
+            throw error("configuration field is out of range", where + ", key " + key, "1 to 1000000000");
+        return n;
+    };
+    s.d_in = extent(json, "d_in");
+    s.d_sae = extent(json, "d_sae");
     s.architecture = json_string(json, "architecture", "standard", where);
-    if (s.architecture == "topk") s.k = extent("k");
-    else if (s.architecture != "standard")
-        throw error("SAE architecture is not supported", where + ", key architecture",
-                    "standard or topk, found " + s.architecture);
-    if (!json_bool(json, "apply_b_dec_to_input", true, where))
-        throw error("SAE without a centred input is not supported", where + ", key apply_b_dec_to_input");
-    if (json_string(json, "normalize_activations", "none", where) != "none")
-        throw error("SAE with normalised activations is not supported", where + ", key normalize_activations");
-    if (s.architecture == "topk" && json_bool(json, "rescale_acts_by_decoder_norm", false, where))
-        throw error("SAE that rescales by the decoder norm is not supported",
-                    where + ", key rescale_acts_by_decoder_norm");
-    const safetensors_file file(directory / "sae_weights.safetensors");
-    s.W_enc = transpose(file.read("W_enc", {s.d_in, s.d_sae}), s.d_in, s.d_sae);
-    s.W_dec = file.read("W_dec", {s.d_sae, s.d_in});
-    s.b_enc = file.read("b_enc", {s.d_sae});
-    s.b_dec = file.read("b_dec", {s.d_in});
+    const std::string activation = json_string(json, "activation_fn_str", "relu", where);
+    if (s.architecture == "topk") {
+        s.k = extent(json, "k");
+    } else if (s.architecture == "standard" && activation == "topk") {
+        const auto* arguments = find_member(json, "activation_fn_kwargs");
+        if (arguments == nullptr || !arguments->IsObject()) refuse("activation_fn_kwargs", "none", "an object with k");
+        s.architecture = "topk";
+        s.k = extent(*arguments, "k");
+    } else if (s.architecture != "standard") {
+        refuse("architecture", s.architecture, "standard or topk");
+    } else if (activation != "relu") {
+        refuse("activation_fn_str", activation, "relu or topk");
+    }
+    if (s.k > s.d_sae)
+        throw error("configuration field is out of range", where + ", key k",
+                    "at most d_sae " + std::to_string(s.d_sae) + ", found " + std::to_string(s.k));
+    s.centred_input = json_bool(json, "apply_b_dec_to_input", true, where);
+    const std::string scaling = json_string(json, "normalize_activations", "none", where);
+    if (scaling == "layer_norm") s.scaling = input_scaling::layer_norm;
+    else if (scaling == "constant_norm_rescale") s.scaling = input_scaling::constant_norm;
+    else if (scaling != "none") refuse("normalize_activations", scaling, "none, layer_norm or constant_norm_rescale");
+    if (const auto reshape = json_string(json, "reshape_activations", "none", where); reshape != "none")
+        refuse("reshape_activations", reshape, "none");
+    if (json_bool(json, "finetuning_scaling_factor", false, where))
+        refuse("finetuning_scaling_factor", "true", "false");
+    rescaled_by_decoder_norm = json_bool(json, "rescale_acts_by_decoder_norm", false, where);
     return s;
 }
 
-inline void write_sae(const std::filesystem::path& directory, const sae_weights& s, const std::string& model,
-                      long layer) {
+}  // namespace detail
+
+// Reads a directory, or its sae_weights.safetensors. Codes that are rescaled by the decoder's norms (topk's
+// rescale_acts_by_decoder_norm) become plain ones: the encoder's rows are multiplied by the norms and the decoder's
+// divided by them. psae::error for architectures and options that are not supported, and for weights that are missing,
+// misshapen or not finite.
+inline sae_weights read_sae(const std::filesystem::path& given) {
+    const auto directory = std::filesystem::is_directory(given) ? given : given.parent_path();
+    bool rescaled = false;
+    sae_weights s;
+    static_cast<sae_description&>(s) = detail::read_sae_description(directory / "cfg.json", rescaled);
+    const safetensors_file file(directory / "sae_weights.safetensors");
+    s.W_enc = transpose(file.read("W_enc", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
+    s.W_dec = file.read("W_dec", {s.d_sae, s.d_in});
+    s.b_enc = file.read("b_enc", {s.d_sae});
+    s.b_dec = file.read("b_dec", {s.d_in});
+    if (!rescaled) return s;
+    for (std::size_t f = 0; f < s.d_sae; ++f) {
+        double squares = 0;
+        for (std::size_t c = 0; c < s.d_in; ++c) squares += double(s.W_dec[f * s.d_in + c]) * s.W_dec[f * s.d_in + c];
+        const auto norm = static_cast<float>(std::sqrt(squares));
+        if (norm == 0)
+            throw error("decoder row is zero, and codes are rescaled by its norm", file.path() + ", tensor W_dec",
+                        "row " + std::to_string(f));
+        for (std::size_t c = 0; c < s.d_in; ++c) {
+            s.W_enc[f * s.d_in + c] *= norm;
+            s.W_dec[f * s.d_in + c] /= norm;
+        }
+        s.b_enc[f] *= norm;
+    }
+    return s;
+}
+
+// Writes sae_weights.safetensors and cfg.json; `model` and `layer` say whose activations it was trained on.
+inline void write_sae(const std::filesystem::path& directory, const sae_view& s, const std::string& model, long layer) {
     std::filesystem::create_directories(directory);
-    const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
-    write_safetensors(
-        directory / "sae_weights.safetensors",
-        {to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()), to_write("b_enc", {s.d_sae}, s.b_enc.data()),
-         to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec.data()), to_write("b_dec", {s.d_in}, s.b_dec.data())});
+    {
+        const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+        write_safetensors(directory / "sae_weights.safetensors",
+                          {to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()), to_write("b_enc", {s.d_sae}, s.b_enc),
+                           to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec), to_write("b_dec", {s.d_in}, s.b_dec)});
+    }
     rapidjson::Document json(rapidjson::kObjectType);
     auto& a = json.GetAllocator();
+    const char* scaling = s.scaling == input_scaling::layer_norm      ? "layer_norm"
+                          : s.scaling == input_scaling::constant_norm ? "constant_norm_rescale"
+                                                                      : "none";
     json.AddMember("architecture", rapidjson::Value(s.architecture.c_str(), a), a);
     json.AddMember("d_in", rapidjson::Value(static_cast<std::uint64_t>(s.d_in)), a);
     json.AddMember("d_sae", rapidjson::Value(static_cast<std::uint64_t>(s.d_sae)), a);
     json.AddMember("dtype", "float32", a);
     json.AddMember("device", "cpu", a);
-    json.AddMember("apply_b_dec_to_input", true, a);
-    json.AddMember("normalize_activations", "none", a);
+    json.AddMember("apply_b_dec_to_input", s.centred_input, a);
+    json.AddMember("normalize_activations", rapidjson::Value(scaling, a), a);
     json.AddMember("reshape_activations", "none", a);
     if (s.architecture == "topk") {
         json.AddMember("k", rapidjson::Value(static_cast<std::uint64_t>(s.k)), a);

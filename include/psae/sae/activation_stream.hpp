@@ -5,6 +5,7 @@
 // one is consumed.
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -45,11 +46,21 @@ private:
 class stored_activations {
 public:
     stored_activations(std::vector<float> rows, std::size_t d, bool sequential, std::uint64_t seed)
-        : rows_(std::move(rows)), d_(d), sequential_(sequential), order_(rows_.size() / d, seed) {
+        : rows_(std::move(rows)), d_(d), sequential_(sequential), seed_(seed), order_(rows_.size() / d, seed) {
         if (rows_.size() < d) throw error("there are no activations", "activations", "at least one row");
     }
     std::size_t columns() const { return d_; }
     std::size_t rows() const { return rows_.size() / d_; }
+    // Up to `count` rows drawn at random. Returns [n, d].
+    std::vector<float> sample(std::size_t count) const {
+        epoch_order order(rows(), ~seed_);
+        std::vector<float> sampled;
+        for (std::size_t i = 0; i < std::min(count, rows()); ++i) {
+            const float* row = rows_.data() + order.at(i) * d_;
+            sampled.insert(sampled.end(), row, row + d_);
+        }
+        return sampled;
+    }
     // Rows first .. first + count of the endless stream. out: [count, d].
     void read(std::uint64_t first, std::size_t count, float* out) {
         for (std::size_t i = 0; i < count; ++i) {
@@ -62,6 +73,7 @@ private:
     std::vector<float> rows_;
     std::size_t d_;
     bool sequential_;
+    std::uint64_t seed_;
     epoch_order order_;
 };
 
@@ -85,6 +97,7 @@ public:
     activation_stream(const activation_stream&) = delete;
     activation_stream& operator=(const activation_stream&) = delete;
     ~activation_stream() {
+        stopping_ = true;
         if (worker_.joinable()) worker_.join();
     }
 
@@ -112,7 +125,11 @@ private:
         worker_ = std::thread([this, block] {
             try {
                 const std::size_t rows = batch_ * batches_per_block_, d = source_.columns();
-                source_.read(block * rows, rows, ahead_.data());
+                // Batch by batch, so that a stream that ends need not wait for a whole block.
+                for (std::size_t b = 0; b < batches_per_block_; ++b) {
+                    if (stopping_) return;
+                    source_.read(block * rows + b * batch_, batch_, ahead_.data() + b * batch_ * d);
+                }
                 if (!shuffled_) return;
                 random_stream random(seed_, block << 40);
                 for (std::size_t i = rows; i > 1; --i) {
@@ -132,6 +149,7 @@ private:
     std::uint64_t seed_, next_batch_, block_ = 0;
     bool loaded_ = false;
     tensor<float, shape<dyn, dyn>> current_, ahead_;
+    std::atomic<bool> stopping_ = false;
     std::thread worker_;
     std::exception_ptr failure_;
 };

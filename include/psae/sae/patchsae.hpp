@@ -14,13 +14,14 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
 
     T lambda = T(8e-5);
     bool ghost_gradients = true;
+    bool error_over_norm = true;  // PatchSAE's reconstruction error; otherwise the plain squared error
 
     // loss = mean M + lambda * mean over tokens of sum z + ghost, with M = (x_hat - x)^2 / ||x|| elementwise (the norm
-    // of the token, not its square). x: [n, d_in].
+    // of the token, not its square), or M = (x_hat - x)^2. x: [n, d_in].
     auto loss(auto x, const training_state& now) const {
         auto z = encode(x - this->b_dec, this->W_enc, this->b_enc, relu{});
         auto x_hat = decode(z, this->W_dec, this->b_dec);
-        auto M = square(x_hat - x) / stop_gradient(norm(x));
+        auto M = square(x_hat - x) / stop_gradient(map(error_scale{error_over_norm}, norm(x)));
         auto mse = now.token_weights == nullptr ? term("mse", mean(M)) : term("mse", mean(M * weights(x, now)));
         auto l1 = term("l1", lambda * mean_over_tokens(sum(z)));
         auto ghost =
@@ -29,6 +30,18 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
     }
 
 private:
+    // What the squared error of a token of norm a is divided by.
+    struct error_scale {
+        bool by_norm;
+        template <class U>
+        PSAE_FN U value(U a) const {
+            return by_norm ? a : U(1);
+        }
+        template <class U>
+        PSAE_FN partials<U, 1> derivative(U) const {
+            return {{U(by_norm)}};
+        }
+    };
     static auto weights(auto x, const training_state& now) {
         return view<const float, shape<dyn, 1>>{now.token_weights, shape<dyn, 1>{x.rows()}};
     }

@@ -1,0 +1,113 @@
+// --config: long options from a JSON file, and the options a command ran with saved as such a file.
+
+#include "program.hpp"
+
+namespace patchsae {
+
+namespace {
+
+bool is_flag(const CLI::Option& option) { return option.get_expected_max() == 0; }
+bool is_list(const CLI::Option& option) { return option.get_expected_max() > 1; }
+// UINT, INT, FLOAT or TEXT; what checks add to it is left out.
+std::string type_of(const CLI::Option& option) {
+    const std::string type = option.get_type_name();
+    return type.substr(0, type.find(':'));
+}
+
+// The JSON value as the command line would say it; empty if the option takes another type.
+std::string argument_of(const CLI::Option& option, const rapidjson::Value& value) {
+    const std::string type = type_of(option);
+    if (is_flag(option)) return value.IsBool() ? (value.GetBool() ? "true" : "false") : "";
+    if (type == "UINT") return value.IsUint64() ? std::to_string(value.GetUint64()) : "";
+    if (type == "INT") return value.IsInt64() ? std::to_string(value.GetInt64()) : "";
+    if (type == "FLOAT") return value.IsNumber() ? fmt::format("{}", value.GetDouble()) : "";
+    return value.IsString() ? std::string(value.GetString(), value.GetStringLength()) : "";
+}
+const char* expected_type(const CLI::Option& option) {
+    const std::string type = type_of(option);
+    return is_flag(option)   ? "true or false"
+           : type == "UINT"  ? "an integer not below 0"
+           : type == "INT"   ? "an integer"
+           : type == "FLOAT" ? "a number"
+           : is_list(option) ? "a string or an array of strings"
+                             : "a string";
+}
+
+rapidjson::Value value_of(const CLI::Option& option, const std::string& text, rapidjson::Document::AllocatorType& a) {
+    const std::string type = type_of(option);
+    if (is_flag(option)) return rapidjson::Value(text == "true" || text == "1");
+    if (type == "UINT") return rapidjson::Value(std::uint64_t(std::strtoull(text.c_str(), nullptr, 10)));
+    if (type == "INT") return rapidjson::Value(std::int64_t(std::strtoll(text.c_str(), nullptr, 10)));
+    if (type == "FLOAT") return rapidjson::Value(std::strtod(text.c_str(), nullptr));
+    return rapidjson::Value(text.data(), static_cast<rapidjson::SizeType>(text.size()), a);
+}
+
+}  // namespace
+
+std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std::string> arguments) {
+    std::string file;
+    for (std::size_t i = 0; i < arguments.size(); ++i) {
+        if (arguments[i].starts_with("--config=")) file = arguments[i].substr(9);
+        else if (arguments[i] == "--config" && i + 1 < arguments.size()) file = arguments[i + 1];
+    }
+    const auto named =
+        app.get_subcommands([&](const CLI::App* s) { return !arguments.empty() && s->get_name() == arguments[0]; });
+    if (file.empty() || named.empty()) return arguments;
+    const CLI::App* sub = named[0];
+    const auto refuse = [&](const std::string& text) { throw CLI::ValidationError("--config " + file, text); };
+    rapidjson::Document json;
+    try {
+        json = psae::read_json(file);
+        if (!json.IsObject()) refuse("expected a JSON object");
+        psae::require_unique_keys(json, file);
+    } catch (const psae::error& e) {
+        refuse(e.what());
+    }
+    const auto is_given = [&](const CLI::Option& option) {
+        for (const std::string& name : option.get_lnames())
+            for (const std::string& argument : arguments)
+                if (argument == "--" + name || argument.starts_with("--" + name + "=")) return true;
+        return false;
+    };
+    std::vector<std::string> from_file;
+    for (const auto& member : json.GetObject()) {
+        const std::string key(member.name.GetString(), member.name.GetStringLength());
+        const CLI::Option* option = sub->get_option_no_throw("--" + key);
+        if (option == nullptr || key == "config" || key == "help" || option->get_lnames().front() != key)
+            refuse("unknown key " + key + "; see patchsae " + sub->get_name() + " --help");
+        const bool list = is_list(*option) && member.value.IsArray();
+        for (rapidjson::SizeType i = 0; i < (list ? member.value.Size() : 1); ++i) {
+            const std::string argument = argument_of(*option, list ? member.value[i] : member.value);
+            if (argument.empty() && !member.value.IsString())
+                refuse("key " + key + ": expected " + expected_type(*option) + ", " +
+                       psae::detail::found_json(member.value));
+            if (!is_given(*option)) from_file.push_back("--" + key + "=" + argument);
+        }
+    }
+    arguments.insert(arguments.begin() + 1, from_file.begin(), from_file.end());
+    return arguments;
+}
+
+void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result) {
+    rapidjson::Document json(rapidjson::kObjectType);
+    auto& a = json.GetAllocator();
+    for (const CLI::Option* option : subcommand.get_options()) {
+        if (option->get_lnames().empty()) continue;
+        const std::string name = option->get_lnames().front();
+        if (name == "help" || name == "config" || name == "json") continue;
+        std::vector<std::string> texts = option->results();
+        if (texts.empty() && is_list(*option)) continue;
+        if (texts.empty()) texts = {option->get_default_str()};
+        if (texts[0].empty() && !is_flag(*option)) continue;
+        rapidjson::Value value(rapidjson::kArrayType);
+        if (is_list(*option))
+            for (const std::string& text : texts) value.PushBack(value_of(*option, text, a), a);
+        else value = value_of(*option, texts.back(), a);
+        json.AddMember(rapidjson::Value(name.c_str(), a), value, a);
+    }
+    auto file = result / "run_config.json";
+    if (!std::filesystem::is_directory(result)) (file = result) += ".config.json";
+    psae::write_text(file, psae::to_text(json));
+}
+
+}  // namespace patchsae

@@ -1,0 +1,81 @@
+#pragma once
+// The state of a training run in one safetensors file: parameters, Adam's moments (adam_m.*, adam_v.*) and the
+// trainer's counters, all in the trainer's own layout ([d_sae, d_in]); the metadata hold the options the run was
+// started with.
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <psae/io/safetensors.hpp>
+#include <psae/sae/trainer.hpp>
+
+namespace psae {
+
+// What has to be the same for a run to go on as if it had not stopped, by name.
+using run_identity = std::map<std::string, std::string>;
+
+namespace detail {
+
+template <class Shape>
+std::vector<std::size_t> extents_of(const Shape& shape) {
+    std::vector<std::size_t> extents;
+    for (std::size_t i = 0; i < Shape::rank; ++i) extents.push_back(shape.extent(i));
+    return extents;
+}
+
+}  // namespace detail
+
+// The file appears whole or not at all, in place of the one before.
+template <class Variant>
+void write_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<Variant>& run,
+                      const run_identity& identity) {
+    std::map<std::string, std::vector<std::size_t>> shapes;
+    std::vector<tensor_to_write> tensors;
+    sae.each_parameter([&](const char* name, auto& p) {
+        shapes[std::string("adam_m.") + name] = shapes[std::string("adam_v.") + name] = detail::extents_of(p.shape());
+        tensors.push_back(to_write(name, detail::extents_of(p.shape()), p.data()));
+    });
+    run.each_state([&](const std::string& name, auto* data, std::size_t count) {
+        const auto shape = shapes.find(name);
+        tensors.push_back(to_write(name, shape == shapes.end() ? std::vector{count} : shape->second, data));
+    });
+    write_safetensors(path, tensors, identity);
+}
+
+// Fills the SAE and the trainer. psae::error, naming what differs, if the checkpoint is of a run with another identity;
+// if it is missing, damaged or of an SAE of another size. After an error the two hold nothing useful.
+template <class Variant>
+void read_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<Variant>& run,
+                     const run_identity& identity) {
+    if (!std::filesystem::exists(path))
+        throw error("there is no checkpoint", path.string(), "", "start the run without resuming");
+    const safetensors_file file(path);
+    std::string differences;
+    const auto compare = [&](const std::string& name) {
+        const auto now = identity.find(name), then = file.metadata().find(name);
+        const std::string a = now == identity.end() ? "none" : now->second,
+                          b = then == file.metadata().end() ? "none" : then->second;
+        if (a != b) differences += (differences.empty() ? "" : ", ") + name + " " + a + " (checkpoint: " + b + ")";
+    };
+    for (const auto& [name, value] : identity) compare(name);
+    for (const auto& [name, value] : file.metadata())
+        if (!identity.contains(name)) compare(name);
+    if (!differences.empty())
+        throw error("checkpoint is of another run", path.string(), differences,
+                    "resume with the same options, or start anew");
+    const auto copy = [&]<class U>(const std::string& name, U* data, std::size_t count) {
+        const auto& entry = file.at(name);
+        if (checked_product(entry.shape) != count)
+            throw error("tensor has another size", path.string() + ", tensor " + name,
+                        "expected " + std::to_string(count) + " elements, found " + shape_text(entry.shape));
+        const auto values = file.read<U>(name, entry.shape);
+        std::copy(values.begin(), values.end(), data);
+    };
+    sae.each_parameter([&](const char* name, auto& p) { copy(name, p.data(), p.size()); });
+    run.each_state([&](const std::string& name, auto* data, std::size_t count) { copy(name, data, count); });
+}
+
+}  // namespace psae

@@ -1,0 +1,177 @@
+#pragma once
+// Pictures of a list as a vision tower takes them, and the tokens of one of its layers as training rows.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <psae/io/dataset.hpp>
+#include <psae/sae/activation_stream.hpp>
+#include <psae/vit/clip_vision.hpp>
+#include <psae/vit/preprocess.hpp>
+
+namespace psae {
+
+// Decodes and preprocesses pictures in parallel. A picture that cannot be read is reported once, however often it is
+// asked for; a report that throws makes it an error.
+class picture_reader {
+public:
+    using report = std::function<void(const error&)>;
+
+    picture_reader(image_list list, const preprocessing& how, alpha_mode alpha, report unreadable)
+        : list_(std::move(list)),
+          how_(how),
+          alpha_(alpha),
+          report_(std::move(unreadable)),
+          unreadable_(list_.files.size(), 0) {}
+
+    const image_list& list() const { return list_; }
+    std::size_t size() const { return list_.files.size(); }
+    // Floats of one picture: 3 * S * S.
+    std::size_t pixels() const { return 3 * how_.crop * how_.crop; }
+    // Pictures found to be unreadable so far.
+    std::size_t unreadable() const {
+        return static_cast<std::size_t>(std::count(unreadable_.begin(), unreadable_.end(), 1));
+    }
+
+    // Pictures `which` of the list to out [which.size(), 3, S, S]; says which of them could be read.
+    std::vector<char> read(const cpu& device, std::span<const std::size_t> which, float* out) {
+        std::vector<char> good(which.size(), 0);
+        std::vector<std::optional<error>> failures(which.size());
+        std::vector<std::exception_ptr> others(which.size());
+        device.parallel_for(which.size(), [&](std::size_t i) {
+            if (unreadable_[which[i]]) return;
+            try {
+                preprocess(read_image(list_.files[which[i]], alpha_), how_, out + i * pixels());
+                good[i] = 1;
+            } catch (const error& e) {
+                failures[i] = e;
+            } catch (...) {
+                others[i] = std::current_exception();
+            }
+        });
+        for (std::size_t i = 0; i < which.size(); ++i) {
+            if (others[i]) std::rethrow_exception(others[i]);
+            if (failures[i] && !std::exchange(unreadable_[which[i]], 1)) report_(*failures[i]);
+        }
+        return good;
+    }
+
+private:
+    image_list list_;
+    preprocessing how_;
+    alpha_mode alpha_;
+    report report_;
+    std::vector<char> unreadable_;
+};
+
+// A source for activation_stream: the tokens [T, d] of every picture, pictures shuffled anew in each epoch. The place
+// of an unreadable picture is taken by the next readable one of the list, so rows depend on the seed and the files
+// alone.
+class image_activations {
+public:
+    // Tokens of hidden state `layer`. Tower and pictures must outlive this.
+    image_activations(const vision_tower& tower, picture_reader& pictures, std::size_t layer, const cpu& device,
+                      std::uint64_t seed)
+        : tower_(tower),
+          pictures_(pictures),
+          layer_(layer),
+          device_(device),
+          seed_(seed),
+          order_(pictures.size(), seed) {
+        if (pictures.size() == 0) throw error("there are no pictures", "image activations");
+    }
+
+    std::size_t columns() const { return tower_.width(); }
+    std::size_t rows() const { return pictures_.size() * tower_.tokens(); }
+
+    // Rows first .. first + count of the endless stream. out: [count, d].
+    void read(std::uint64_t first, std::size_t count, float* out) {
+        const std::size_t T = tower_.tokens(), d = tower_.width();
+        for (std::size_t done = 0; done < count;) {
+            const std::uint64_t position = (first + done) / T;
+            if (position < held_first_ || position >= held_first_ + held_count_) {
+                // A picture whose last rows belong to the next call stays here for it.
+                const std::size_t needed = static_cast<std::size_t>((first + count - 1) / T - position) + 1;
+                std::vector<std::size_t> which(std::min(batch, needed));
+                for (std::size_t i = 0; i < which.size(); ++i) which[i] = order_.at(position + i);
+                forward(which);
+                held_first_ = position;
+            }
+            const std::size_t from = static_cast<std::size_t>(first + done - held_first_ * T);
+            const std::size_t rows = std::min(held_count_ * T - from, count - done);
+            std::copy_n(held_.data() + from * d, rows * d, out + done * d);
+            done += rows;
+        }
+    }
+
+    // Up to `count` rows drawn at random, equally many from each of up to `pictures` pictures. Returns [n, d].
+    std::vector<float> sample(std::size_t count, std::size_t pictures = 128) {
+        const std::size_t T = tower_.tokens(), d = tower_.width();
+        pictures = std::min({pictures, pictures_.size(), count});
+        epoch_order order(pictures_.size(), ~seed_);
+        random_stream random(~seed_);
+        std::vector<float> rows;
+        std::vector<std::size_t> tokens(T);
+        for (std::size_t first = 0; first < pictures; first += batch) {
+            std::vector<std::size_t> which(std::min(batch, pictures - first));
+            for (std::size_t i = 0; i < which.size(); ++i) which[i] = order.at(first + i);
+            forward(which);
+            for (std::size_t i = 0; i < which.size(); ++i) {
+                const std::size_t share =
+                    std::min(T, (first + i + 1) * count / pictures - (first + i) * count / pictures);
+                std::iota(tokens.begin(), tokens.end(), std::size_t{0});
+                shuffle(tokens, random);
+                for (std::size_t j = 0; j < share; ++j) {
+                    const float* row = held_.data() + (i * T + tokens[j]) * d;
+                    rows.insert(rows.end(), row, row + d);
+                }
+            }
+        }
+        held_count_ = 0;
+        return rows;
+    }
+
+private:
+    static constexpr std::size_t batch = 8;  // pictures of one forward pass
+
+    // The tokens of pictures `which` to held_.
+    void forward(std::vector<std::size_t> which) {
+        const std::size_t count = which.size(), pixels = pictures_.pixels();
+        pixels_.resize(count * pixels);
+        held_.resize(count * tower_.tokens() * tower_.width());
+        auto good = pictures_.read(device_, which, pixels_.data());
+        for (std::size_t i = 0; i < count; ++i)
+            for (std::size_t tried = 1; !good[i]; ++tried) {
+                if (tried == pictures_.size())
+                    throw error("no picture could be read", pictures_.list().files.front().string(),
+                                std::to_string(tried) + " were tried");
+                which[i] = (which[i] + 1) % pictures_.size();
+                good[i] = pictures_.read(device_, {&which[i], 1}, pixels_.data() + i * pixels)[0];
+            }
+        scratch_.reset();
+        tower_.embed(device_, scratch_, pixels_.data(), count, held_.data());
+        tower_.run(device_, scratch_, held_.data(), count, 0, layer_);
+        held_first_ = 0;
+        held_count_ = count;
+    }
+
+    const vision_tower& tower_;
+    picture_reader& pictures_;
+    std::size_t layer_;
+    cpu device_;
+    std::uint64_t seed_;
+    epoch_order order_;
+    arena<> scratch_;
+    std::vector<float> pixels_, held_;  // held_: tokens of the pictures at positions held_first_ .. + held_count_
+    std::uint64_t held_first_ = 0;
+    std::size_t held_count_ = 0;
+};
+
+}  // namespace psae

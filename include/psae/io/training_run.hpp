@@ -1,0 +1,173 @@
+#pragma once
+// A training run in a directory, with its metrics and checkpoints:
+//   sae_weights.safetensors, cfg.json   the SAE, written when the run ends or is stopped
+//   metrics.jsonl                       a line per step; two runs with one seed and number of threads write the same
+//   bytes timing.jsonl                        a line per step: what the clock said, which differs from run to run
+//   checkpoint/state.safetensors        what a resumed run starts from
+
+#include <charconv>
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <psae/io/checkpoint.hpp>
+#include <psae/io/sae_file.hpp>
+#include <psae/sae/activation_stream.hpp>
+
+namespace psae {
+
+struct training_run_options {
+    std::filesystem::path directory;
+    std::size_t steps = 0, batch_tokens = 4096;
+    bool shuffled = true;  // rows of a block are mixed; otherwise they come as the source gives them
+    std::uint64_t seed = 0;
+    std::size_t checkpoint_every = 0, eval_every = 0;  // steps; 0: only at the end, never
+    run_identity identity;
+};
+
+// Which of n pictures or rows are held out for evaluation: one in twenty, at least one and at most `most`, drawn by
+// seed.
+struct held_out_split {
+    std::vector<std::size_t> kept, held_out;  // ascending
+};
+inline held_out_split split_held_out(std::size_t n, std::size_t most, std::uint64_t seed) {
+    if (n < 2)
+        throw error("there is too little to hold a part of it out", "evaluation",
+                    "expected at least 2 pictures or rows, found " + std::to_string(n));
+    epoch_order order(n, seed ^ 0x6A09E667F3BCC908u);
+    held_out_split split;
+    for (std::size_t i = 0; i < n; ++i)
+        (i < std::clamp<std::size_t>(n / 20, 1, std::max<std::size_t>(most, 1)) ? split.held_out : split.kept)
+            .push_back(order.at(i));
+    std::sort(split.kept.begin(), split.kept.end());
+    std::sort(split.held_out.begin(), split.held_out.end());
+    return split;
+}
+
+namespace detail {
+
+// The shortest decimal form that reads back as the same double; null for what JSON has no number for.
+inline std::string json_number_text(double v) {
+    if (!std::isfinite(v)) return "null";
+    char buffer[32];
+    return {buffer, std::to_chars(buffer, buffer + sizeof buffer, v).ptr};
+}
+
+// A file of one line per step, which a resumed run cuts back to the steps it starts from.
+class step_log {
+public:
+    step_log(std::filesystem::path path, std::size_t steps) : path_(std::move(path)) {
+        std::string kept, line;
+        {
+            std::ifstream in(path_);
+            for (std::size_t i = 0; i < steps && std::getline(in, line); ++i) kept += line + "\n";
+        }
+        write_text(path_, kept);
+        out_.open(path_, std::ios::app);
+    }
+    void add(std::size_t step, const std::vector<std::pair<std::string, double>>& fields) {
+        std::string line = "{\"step\": " + std::to_string(step);
+        for (const auto& [name, value] : fields) line += ", \"" + name + "\": " + json_number_text(value);
+        out_ << line << "}\n" << std::flush;
+        if (!out_) throw error("file cannot be written", path_.string());
+    }
+
+private:
+    std::filesystem::path path_;
+    std::ofstream out_;
+};
+
+}  // namespace detail
+
+template <class Variant>
+class training_run {
+public:
+    // What is known after a step.
+    struct progress {
+        const step_metrics& metrics;
+        std::size_t steps_done, steps;
+        double tokens_per_s;  // over the last steps
+    };
+
+    // The SAE must have its start values. `held_out` [n, d_in]: rows on which it is evaluated every eval_every steps.
+    training_run(Variant& sae, const training_options& training, training_run_options options, cpu& device,
+                 std::vector<float> held_out = {})
+        : sae_(sae),
+          options_(std::move(options)),
+          device_(device),
+          held_out_(std::move(held_out)),
+          trainer_(sae, training, device) {}
+
+    const psae::trainer<Variant>& trainer() const { return trainer_; }
+    std::filesystem::path checkpoint_path() const { return options_.directory / "checkpoint" / "state.safetensors"; }
+
+    // Goes on from the checkpoint of the directory; errors as of read_checkpoint.
+    void resume() { read_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity); }
+
+    // Trains until all steps are done or stop() says so after a step; then writes a checkpoint and the SAE. A source is
+    // as activation_stream wants it. Returns the metrics of the last step. psae::error if the loss is no longer finite,
+    // or what the source throws; the last checkpoint then stands.
+    template <class Source>
+    step_metrics run(Source& source, const std::string& model, long layer, const std::function<bool()>& stop,
+                     const std::function<void(const progress&)>& after_step) {
+        std::filesystem::create_directories(checkpoint_path().parent_path());
+        if (trainer_.steps_done() == 0) std::filesystem::remove(checkpoint_path());  // of a run that was here before
+        detail::step_log metrics_log(options_.directory / "metrics.jsonl", trainer_.steps_done()),
+            timing_log(options_.directory / "timing.jsonl", trainer_.steps_done());
+        step_metrics m;
+        {
+            activation_stream<Source> stream(source, options_.batch_tokens, options_.shuffled ? 4 : 1,
+                                             options_.shuffled, options_.seed, trainer_.steps_done());
+            auto before = std::chrono::steady_clock::now();
+            double rate = 0;
+            while (trainer_.steps_done() < options_.steps && !stop()) {
+                m = trainer_.step(stream.next());
+                metrics_log.add(trainer_.steps_done(), fields_of(m));
+                const auto now = std::chrono::steady_clock::now();
+                const double seconds = std::chrono::duration<double>(now - std::exchange(before, now)).count();
+                const double tokens_per_s = double(options_.batch_tokens) / seconds;
+                rate = rate == 0 ? tokens_per_s : 0.9 * rate + 0.1 * tokens_per_s;
+                timing_log.add(trainer_.steps_done(), {{"seconds", seconds}, {"tokens_per_s", tokens_per_s}});
+                after_step({m, trainer_.steps_done(), options_.steps, rate});
+                if (options_.checkpoint_every > 0 && trainer_.steps_done() % options_.checkpoint_every == 0)
+                    write_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity);
+            }
+            if (options_.checkpoint_every == 0 || trainer_.steps_done() % options_.checkpoint_every != 0)
+                write_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity);
+        }
+        write_sae(options_.directory, sae_view(sae_), model, layer);
+        return m;
+    }
+
+private:
+    std::vector<std::pair<std::string, double>> fields_of(const step_metrics& m) {
+        std::vector<std::pair<std::string, double>> fields{{"loss", m.loss}};
+        fields.insert(fields.end(), m.terms.begin(), m.terms.end());
+        fields.insert(fields.end(), {{"l0", m.l0},
+                                     {"explained_variance", m.explained_variance},
+                                     {"dead_fraction", m.dead_fraction},
+                                     {"lr", m.lr}});
+        if (options_.eval_every > 0 && !held_out_.empty() && trainer_.steps_done() % options_.eval_every == 0) {
+            const auto q =
+                evaluate_sae(device_, evaluation_, sae_view(sae_), held_out_.data(), held_out_.size() / sae_.inputs());
+            fields.insert(fields.end(),
+                          {{"eval_mse", q.mse}, {"eval_l0", q.l0}, {"eval_explained_variance", q.explained_variance}});
+        }
+        return fields;
+    }
+
+    Variant& sae_;
+    training_run_options options_;
+    cpu& device_;
+    std::vector<float> held_out_;
+    psae::trainer<Variant> trainer_;
+    arena<> evaluation_;
+};
+
+}  // namespace psae

@@ -1,0 +1,150 @@
+#pragma once
+// Trained SAEs in use: codes of activations, and activations from codes.
+//
+//   psae::arena<> scratch;
+//   auto z = psae::encode_rows(device, scratch, sae, x, n);      // sae: sae_weights, as read_sae gives them
+//   psae::decode_rows(device, sae, z, x, x_hat);
+
+#include <cmath>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include <psae/cpu/codes.hpp>
+#include <psae/cpu/encode.hpp>
+#include <psae/stage/encode.hpp>
+
+namespace psae {
+
+// What is done to each token x [d_in] before it is encoded, and undone after decoding (SAELens' normalize_activations):
+//   layer_norm     (x - mean) / (std + 1e-5), std with 1 / (d_in - 1); back: y std + mean
+//   constant_norm  x sqrt(d_in) / ||x||; back: y ||x|| / sqrt(d_in). A token of zeros stays as it is.
+enum class input_scaling { none, layer_norm, constant_norm };
+
+struct sae_description {
+    std::string architecture = "standard";  // "standard" (ReLU) or "topk" (ReLU, then the k largest)
+    std::size_t d_in = 0, d_sae = 0, k = 0;
+    bool centred_input = true;  // b_dec is taken off the input before it is encoded
+    input_scaling scaling = input_scaling::none;
+};
+
+// W_enc, W_dec [d_sae, d_in] (rows are latents), b_enc [d_sae], b_dec [d_in].
+struct sae_weights : sae_description {
+    std::vector<float> W_enc, b_enc, W_dec, b_dec;
+};
+
+// The same without owning them, such as the parameters of a variant in training.
+struct sae_view : sae_description {
+    sae_view(const sae_weights& s)
+        : sae_description(s),
+          W_enc(s.W_enc.data()),
+          b_enc(s.b_enc.data()),
+          W_dec(s.W_dec.data()),
+          b_dec(s.b_dec.data()) {}
+    // A variant whose codes are those of a standard or topk SAE.
+    template <class Variant>
+    requires requires(const Variant& v) { v.inputs(), v.latents(), v.W_enc.data(); }
+    explicit sae_view(const Variant& v)
+        : W_enc(v.W_enc.data()), b_enc(v.b_enc.data()), W_dec(v.W_dec.data()), b_dec(v.b_dec.data()) {
+        d_in = v.inputs();
+        d_sae = v.latents();
+        if constexpr (requires { v.k; }) architecture = "topk", k = v.k;
+    }
+
+    const float *W_enc, *b_enc, *W_dec, *b_dec;
+};
+
+namespace detail {
+
+// x' = (x - shift) / divisor is what the SAE sees of a token; y' multiplier + shift takes its output back.
+struct token_scale {
+    float shift = 0, divisor = 1, multiplier = 1;
+};
+inline token_scale scale_of(const sae_description& sae, const float* x) {
+    if (sae.scaling == input_scaling::none) return {};
+    const std::size_t d = sae.d_in;
+    double sum = 0, squares = 0;
+    for (std::size_t c = 0; c < d; ++c) sum += double(x[c]);
+    const double shift = sae.scaling == input_scaling::layer_norm ? sum / double(d) : 0.0;
+    for (std::size_t c = 0; c < d; ++c) squares += (double(x[c]) - shift) * (double(x[c]) - shift);
+    if (sae.scaling == input_scaling::layer_norm) {
+        const double deviation = d > 1 ? std::sqrt(squares / double(d - 1)) : 0.0;
+        return {float(shift), float(deviation + 1e-5), float(deviation)};
+    }
+    const double scale = squares > 0 ? std::sqrt(squares / double(d)) : 1.0;
+    return {0, float(scale), float(scale)};
+}
+
+}  // namespace detail
+
+// Codes of rows x [n, d_in], in memory of the arena. psae::error if a value is not finite.
+inline codes_view<float> encode_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
+                                     std::size_t n) {
+    const std::size_t d = sae.d_in;
+    for (std::size_t i = 0; i < n * d; ++i)
+        if (!std::isfinite(x[i]))
+            throw error("activation is not finite",
+                        "row " + std::to_string(i / d) + ", column " + std::to_string(i % d));
+    float* input = scratch.allocate<float>(n * d);
+    device.parallel_for(n, [&](std::size_t r) {
+        const detail::token_scale s = detail::scale_of(sae, x + r * d);
+        for (std::size_t c = 0; c < d; ++c) {
+            const float scaled = (x[r * d + c] - s.shift) / s.divisor;
+            input[r * d + c] = sae.centred_input ? scaled - sae.b_dec[c] : scaled;
+        }
+    });
+    codes_view<float> z;
+    cpu own = device;
+    if (sae.architecture == "topk")
+        encode(own, scratch, z, input, n, d, sae.W_enc, sae.b_enc, sae.d_sae, top_k{sae.k}, nullptr);
+    else encode(own, scratch, z, input, n, d, sae.W_enc, sae.b_enc, sae.d_sae, relu{}, nullptr);
+    return z;
+}
+
+// Reconstructions x_hat [n, d_in] of rows x [n, d_in] from their codes z. (x is read for its scale only.)
+inline void decode_rows(const cpu& device, const sae_view& sae, const codes_view<float>& z, const float* x,
+                        float* x_hat) {
+    const std::size_t d = sae.d_in;
+    cpu own = device;
+    sparse_decode(own, x_hat, z, z.value, sae.W_dec, sae.b_dec, d);
+    if (sae.scaling == input_scaling::none) return;
+    device.parallel_for(z.tokens, [&](std::size_t r) {
+        const detail::token_scale s = detail::scale_of(sae, x + r * d);
+        for (std::size_t c = 0; c < d; ++c) x_hat[r * d + c] = x_hat[r * d + c] * s.multiplier + s.shift;
+    });
+}
+
+// How well an SAE explains rows it may never have seen.
+struct reconstruction_quality {
+    double mse = 0;                 // mean of (x_hat - x)^2 over all elements
+    double l0 = 0;                  // mean number of active latents per row
+    double explained_variance = 0;  // centred: 1 - sum ||x - x_hat||^2 / sum ||x - mean x||^2; 0 for equal rows
+};
+
+// Of rows x [n, d_in], n > 0, in batches of `batch`.
+inline reconstruction_quality evaluate_sae(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
+                                           std::size_t n, std::size_t batch = 4096) {
+    const std::size_t d = sae.d_in;
+    std::vector<double> sum(d);
+    double squares = 0, residual = 0, entries = 0;
+    for (std::size_t first = 0; first < n; first += batch) {
+        const std::size_t count = std::min(batch, n - first);
+        const float* rows = x + first * d;
+        scratch.reset();
+        const auto z = encode_rows(device, scratch, sae, rows, count);
+        float* x_hat = scratch.allocate<float>(count * d);
+        decode_rows(device, sae, z, rows, x_hat);
+        entries += double(z.entries());
+        for (std::size_t i = 0; i < count * d; ++i) {
+            const double value = double(rows[i]), difference = value - double(x_hat[i]);
+            residual += difference * difference;
+            squares += value * value;
+            sum[i % d] += value;
+        }
+    }
+    double variance = squares;
+    for (const double s : sum) variance -= s * s / double(n);
+    return {residual / double(n * d), entries / double(n), variance > 0 ? 1 - residual / variance : 0};
+}
+
+}  // namespace psae
