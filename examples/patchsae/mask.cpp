@@ -1,4 +1,4 @@
-#include <psae/attribution/patch_map.hpp>
+#include <psae/attribution/picture.hpp>
 
 #include "activations.hpp"
 
@@ -37,7 +37,7 @@ void run(state& s) {
                 psae::npz_writer npz(stem + ".npz");
                 npz.add("map", map.data(), {grid, grid});
                 npz.close();
-                psae::write_png(stem + ".png", psae::overlay(picture, map, grid, grid));
+                psae::write_png(stem + ".png", psae::heat_overlay(picture, map, grid, grid));
                 if (!s.common.json)
                     fmt::print("latent {}: largest activation {:.5g}: {}.png\n", latent,
                                *std::max_element(map.begin(), map.end()), stem);

@@ -31,26 +31,6 @@ double brightness(const psae::image& in, std::size_t x, std::size_t y) {
 
 }  // namespace
 
-TEST_CASE("the reference's darkening is reproduced") {
-    const auto golden = psae::read_npz(std::filesystem::path(PSAE_GOLDEN_DIR) / "pipeline" / "masks.npz");
-    const auto& shape = golden.at("overlay_image").shape;
-    const psae::image picture{shape[1], shape[0], psae::values<std::uint8_t>(golden.at("overlay_image"))};
-    const auto activations = psae::to_floats(golden.at("overlay_activations")),
-               means = psae::to_floats(golden.at("overlay_mean_acts"));
-    for (std::size_t f = 0; f < 6; ++f) {
-        INFO("latent " << f);
-        std::vector<float> map(14 * 14);
-        for (std::size_t p = 0; p < map.size(); ++p) map[p] = means[f] > 0.1f ? 0 : activations[(p + 1) * 6 + f];
-        const auto out = psae::mask_overlay_reference(picture, map, 14, 14);
-        const auto expected = psae::values<std::uint8_t>(golden.at("overlay_" + std::to_string(f)));
-        REQUIRE(expected.size() == out.rgb.size() / 3 * 4);
-        std::size_t wrong = 0;
-        for (std::size_t i = 0; i < expected.size() / 4; ++i)
-            for (std::size_t c = 0; c < 3; ++c) wrong += expected[4 * i + c] != out.rgb[3 * i + c];
-        CHECK(wrong == 0);
-    }
-}
-
 TEST_CASE("the heat overlay tells silent, weak and strong patches apart") {
     const auto picture = gradient(90, 60);
     const std::vector<float> map = {0, 0.1f, 1, -3, std::numeric_limits<float>::quiet_NaN(), 0.5f};
@@ -64,6 +44,27 @@ TEST_CASE("the heat overlay tells silent, weak and strong patches apart") {
     CHECK(brightness(out, 29, 29) < brightness(out, 30, 29));  // the border is where floor(i * in / out) says
     CHECK_THROWS_AS(psae::heat_overlay(picture, map, 3, 3), psae::error);
     CHECK_NOTHROW(psae::heat_overlay(picture, std::vector<float>(6), 2, 3));
+}
+
+TEST_CASE("an overlay covers what the model saw") {
+    const psae::preprocessing how{.shortest_edge = 32, .crop = 32};
+    const auto wide = psae::seen_by_model(90, 60, how);
+    CHECK((wide.x == 15 && wide.y == 0 && wide.width == 60 && wide.height == 60));
+    const auto small_crop = psae::seen_by_model(64, 96, {.shortest_edge = 32, .crop = 16});
+    CHECK((small_crop.x == 16 && small_crop.y == 32 && small_crop.width == 32));
+    const auto picture = gradient(90, 60);
+    const auto out = psae::heat_overlay(picture, std::vector<float>{0, 1}, 1, 2, wide);
+    CHECK(std::abs(brightness(out, 5, 20) - brightness(out, 85, 20)) < 120);  // both outside, nearly one gray
+    CHECK(brightness(out, 20, 20) < 200);
+    CHECK(brightness(out, 44, 20) < 200);
+    CHECK(brightness(out, 45, 20) > 300);  // the border of the two patches is the middle of the crop
+    CHECK(brightness(out, 74, 20) > 300);
+    const auto part = psae::cut_out(picture, {-10, 20, 40, 50});
+    CHECK((part.width == 40 && part.height == 50));
+    CHECK(brightness(part, 9, 0) == 765);
+    CHECK(brightness(part, 10, 0) == brightness(picture, 0, 20));
+    CHECK(brightness(part, 39, 39) == brightness(picture, 29, 59));
+    CHECK(brightness(part, 39, 40) == 765);
 }
 
 TEST_CASE("a sheet of images has captions and keeps shapes") {

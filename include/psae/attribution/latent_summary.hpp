@@ -12,25 +12,59 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <span>
+#include <string>
 #include <vector>
 
+#include <psae/core/error.hpp>
 #include <psae/sparse/codes.hpp>
 
 namespace psae {
 
+// All of it is [d_sae] or [d_sae, top]. PatchSAE calls image_frequency sae_sparsity and mean_image_score sae_mean_acts.
 struct latent_summary {
-    std::size_t latents = 0, top = 0, images = 0, tokens = 0;
-    std::vector<double> token_frequency;   // [d_sae] fraction of tokens with z > 0
-    std::vector<double> mean_activation;   // [d_sae] mean over tokens with z > 0; NaN for latents that never fire
-    std::vector<float> max_activation;     // [d_sae] 0 for latents that never fire
-    std::vector<double> image_frequency;   // [d_sae] fraction of images with a score > 0
-    std::vector<double> mean_image_score;  // [d_sae] mean score over images with a score > 0; NaN for none
-    std::vector<std::int32_t> top_images;  // [d_sae, top] by score, descending, ties to the earlier image; -1 for none
-    std::vector<float> top_values;         // [d_sae, top] 0 for none
-    std::vector<double>
-        label_entropy;  // [d_sae] -sum p ln p, p the share of the scores of the top images; NaN without labels
-    std::vector<double> label_std;  // [d_sae] population standard deviation of their labels; NaN without labels
+    std::size_t latents = 0, top = 0, images = 0;
+    std::vector<double> token_frequency;   // fraction of tokens with z > 0
+    std::vector<double> mean_activation;   // mean over tokens with z > 0; 0 for latents that never fire
+    std::vector<float> max_activation;     // 0 for latents that never fire
+    std::vector<double> image_frequency;   // fraction of images with a score > 0
+    std::vector<double> mean_image_score;  // mean score over images with a score > 0; NaN for none
+    std::vector<std::int32_t> top_images;  // by score, descending, ties to the earlier image; -1 for none
+    std::vector<float> top_values;         // their scores; 0 for none
+    // Of the labels of the top images; images without a label do not count. The entropy -sum p ln p takes p, a label's
+    // share of the scores; NaN where no top image has a label. The population standard deviation is NaN there, too,
+    // but 0 for a latent that never fires.
+    std::vector<double> label_entropy, label_std;
 };
+
+// The labels of a latent's top images: how many of those have it, and its share of the sum of their scores. The largest
+// share first; shares add up to 1. Empty if none has a label.
+struct label_share {
+    std::int64_t label;
+    std::size_t images;
+    double share;
+};
+inline std::vector<label_share> label_shares(const latent_summary& s, std::size_t latent,
+                                             std::span<const std::int64_t> labels) {
+    std::map<std::int64_t, label_share> by_label;
+    double sum = 0;
+    for (std::size_t j = latent * s.top; j < (latent + 1) * s.top && !labels.empty(); ++j) {
+        if (s.top_images[j] < 0) continue;
+        const std::int64_t label = labels[static_cast<std::size_t>(s.top_images[j])];
+        if (label < 0) continue;
+        auto& l = by_label.try_emplace(label, label_share{label, 0, 0}).first->second;
+        ++l.images;
+        l.share += static_cast<double>(s.top_values[j]);
+        sum += static_cast<double>(s.top_values[j]);
+    }
+    std::vector<label_share> shares;
+    for (auto& [label, l] : by_label) {
+        l.share /= sum;
+        shares.push_back(l);
+    }
+    std::stable_sort(shares.begin(), shares.end(), [](const auto& a, const auto& b) { return a.share > b.share; });
+    return shares;
+}
 
 class latent_summary_builder {
 public:
@@ -46,9 +80,15 @@ public:
           top_values_(latents * top),
           score_(latents) {}
 
-    // Codes of whole images in order: `tokens_per_image` tokens each.
+    // Codes of whole images in order: `tokens_per_image` tokens each. psae::error if they have another number of
+    // latents, or tokens that are no whole images.
     template <class T>
     void add(const codes_view<T>& z, std::size_t tokens_per_image) {
+        if (z.latents != latents_ || tokens_per_image == 0 || z.tokens % tokens_per_image != 0)
+            throw error("codes do not fit the summary", "latent_summary_builder::add",
+                        "expected whole images of " + std::to_string(tokens_per_image) + " tokens and " +
+                            std::to_string(latents_) + " latents, found " + std::to_string(z.tokens) + " tokens and " +
+                            std::to_string(z.latents) + " latents");
         for (std::size_t first = 0; first < z.tokens; first += tokens_per_image) {
             touched_.clear();
             for (std::size_t i = z.offsets[first]; i < z.offsets[first + tokens_per_image]; ++i) {
@@ -73,41 +113,39 @@ public:
         }
     }
 
-    // labels: one per image added (or empty); images with label -1 are left out of the label statistics.
-    latent_summary finish(const std::vector<std::int64_t>& labels) const {
+    // labels: one per image added, -1 for none; or empty. psae::error for another number of labels.
+    latent_summary finish(std::span<const std::int64_t> labels = {}) const {
+        if (!labels.empty() && labels.size() != images_)
+            throw error("labels do not fit the images", "latent_summary_builder::finish",
+                        "expected " + std::to_string(images_) + ", found " + std::to_string(labels.size()));
         constexpr double nan = std::numeric_limits<double>::quiet_NaN();
         latent_summary s;
         s.latents = latents_;
         s.top = top_;
         s.images = images_;
-        s.tokens = tokens_;
         s.max_activation = max_;
         s.top_images = top_images_;
         s.top_values = top_values_;
+        const auto ratio = [](double sum, std::uint64_t count, double otherwise) {
+            return count == 0 ? otherwise : sum / double(count);
+        };
         for (std::size_t f = 0; f < latents_; ++f) {
-            s.token_frequency.push_back(tokens_ == 0 ? 0 : double(fired_[f]) / double(tokens_));
-            s.mean_activation.push_back(fired_[f] == 0 ? nan : sum_[f] / double(fired_[f]));
-            s.image_frequency.push_back(images_ == 0 ? 0 : double(image_fired_[f]) / double(images_));
-            s.mean_image_score.push_back(image_fired_[f] == 0 ? nan : image_sum_[f] / double(image_fired_[f]));
-            double mass = 0, mean = 0, squares = 0;
-            std::size_t count = 0;
-            std::map<std::int64_t, double> mass_of_label;
-            for (std::size_t j = 0; j < top_ && !labels.empty(); ++j) {
-                const std::int32_t image = top_images_[f * top_ + j];
-                if (image < 0 || labels[static_cast<std::size_t>(image)] < 0) continue;
-                const std::int64_t label = labels[static_cast<std::size_t>(image)];
-                const double value = static_cast<double>(top_values_[f * top_ + j]);
-                mass_of_label[label] += value;
-                mass += value;
-                mean += double(label);
-                squares += double(label) * double(label);
-                ++count;
+            s.token_frequency.push_back(ratio(double(fired_[f]), tokens_, 0));
+            s.mean_activation.push_back(ratio(sum_[f], fired_[f], 0));
+            s.image_frequency.push_back(ratio(double(image_fired_[f]), images_, 0));
+            s.mean_image_score.push_back(ratio(image_sum_[f], image_fired_[f], nan));
+            const auto shares = label_shares(s, f, labels);
+            double entropy = 0, count = 0, mean = 0, squares = 0;
+            for (const label_share& l : shares) {
+                entropy -= l.share * std::log(l.share);
+                count += double(l.images);
+                mean += double(l.images) * double(l.label);
             }
-            double entropy = 0;
-            for (const auto& [label, m] : mass_of_label) entropy -= m / mass * std::log(m / mass);
+            mean /= count;
+            for (const label_share& l : shares)
+                squares += double(l.images) * (double(l.label) - mean) * (double(l.label) - mean);
             s.label_entropy.push_back(count == 0 ? nan : std::max(0.0, entropy));
-            mean /= double(std::max<std::size_t>(count, 1));
-            s.label_std.push_back(count == 0 ? nan : std::sqrt(std::max(0.0, squares / double(count) - mean * mean)));
+            s.label_std.push_back(fired_[f] == 0 ? 0 : std::sqrt(squares / count));
         }
         return s;
     }

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include <psae/attribution/patch_map.hpp>
 #include <psae/core/error.hpp>
 #include <psae/io/image.hpp>
 
@@ -120,59 +121,65 @@ inline void check_map(const image& picture, std::span<const float> map, std::siz
                         std::to_string(picture.height));
 }
 
-// The patch under a pixel, nearest neighbour: floor(i * patches / pixels).
-inline std::size_t patch_under(std::size_t i, std::size_t patches, std::size_t pixels) { return i * patches / pixels; }
-
 }  // namespace detail
 
-// The picture with a map [rows, cols] over it, at the picture's size. Patches where the map is not positive are
-// darkened and grayed; the others brighten with their strength relative to `largest` (0: the map's own maximum) and
-// take its heat colour. NaN counts as nothing. psae::error if the map has another size.
-inline image heat_overlay(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols,
-                          float largest = 0) {
-    detail::check_map(picture, map, rows, cols);
+// A map as RGBA pixels [rows, cols, 4] to be laid over its picture: nearly black and nearly opaque where the map is not
+// positive, heat colours where it is, brighter with its strength relative to `largest` (0: the map's own maximum). NaN
+// counts as nothing.
+inline std::vector<std::uint8_t> heat_layer(std::span<const float> map, float largest = 0) {
     if (!(largest > 0))
         for (const float v : map)
             if (std::isfinite(v)) largest = std::max(largest, v);
+    std::vector<std::uint8_t> out;
+    out.reserve(map.size() * 4);
+    for (const float v : map) {
+        const bool fires = v > 0 && largest > 0;
+        // The scale begins with a step: a weak patch differs visibly from a silent one.
+        const colour c = fires ? heat_colour(0.3f + 0.7f * std::min(v / largest, 1.0f)) : colour{14, 12, 22};
+        out.insert(out.end(), {c[0], c[1], c[2], fires ? std::uint8_t{115} : std::uint8_t{190}});
+    }
+    return out;
+}
+
+// The picture with heat_layer of a map [rows, cols] over it. `seen` is the part of the picture that the map's patches
+// divide (default: all of it); what lies outside was not seen by the model and becomes pale gray. psae::error if the
+// map has another size or the picture is empty.
+inline image heat_overlay(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols,
+                          rectangle seen = {}, float largest = 0) {
+    detail::check_map(picture, map, rows, cols);
+    if (!(seen.width > 0 && seen.height > 0))
+        seen = {0, 0, static_cast<double>(picture.width), static_cast<double>(picture.height)};
+    const auto layer = heat_layer(map, largest);
+    const std::uint8_t unseen[4] = {200, 200, 200, 210};
+    const auto patch_under = [](double at, double from, double extent, std::size_t patches) {
+        return static_cast<std::ptrdiff_t>(std::floor((at + 0.5 - from) / extent * static_cast<double>(patches)));
+    };
     image out = picture;
     for (std::size_t y = 0; y < picture.height; ++y)
         for (std::size_t x = 0; x < picture.width; ++x) {
-            const float v =
-                map[detail::patch_under(y, rows, picture.height) * cols + detail::patch_under(x, cols, picture.width)];
-            const float m = largest > 0 && v > 0 ? std::min(v / largest, 1.0f) : 0.0f;
+            const auto r = patch_under(static_cast<double>(y), seen.y, seen.height, rows),
+                       c = patch_under(static_cast<double>(x), seen.x, seen.width, cols);
+            const bool inside =
+                r >= 0 && c >= 0 && r < static_cast<std::ptrdiff_t>(rows) && c < static_cast<std::ptrdiff_t>(cols);
+            const std::uint8_t* over =
+                inside ? layer.data() + (static_cast<std::size_t>(r) * cols + static_cast<std::size_t>(c)) * 4 : unseen;
             std::uint8_t* p = out.rgb.data() + (y * picture.width + x) * 3;
-            const float gray = 0.299f * p[0] + 0.587f * p[1] + 0.114f * p[2];
-            const colour heat = heat_colour(0.25f + 0.75f * m);
-            // The tint begins with a step: a weak patch differs visibly from a silent one.
-            const float tint = m > 0 ? 0.2f + 0.3f * m : 0.0f, light = m > 0 ? 0.5f + 0.5f * m : 0.28f,
-                        hue = m > 0 ? 1.0f : 0.3f;
-            for (std::size_t c = 0; c < 3; ++c) {
-                const float base = light * (gray + hue * (static_cast<float>(p[c]) - gray));
-                p[c] = static_cast<std::uint8_t>(
-                    std::lround(std::clamp(base + tint * (static_cast<float>(heat[c]) - base), 0.0f, 255.0f)));
-            }
+            for (std::size_t i = 0; i < 3; ++i)
+                p[i] = static_cast<std::uint8_t>((p[i] * (255 - over[3]) + over[i] * over[3] + 127) / 255);
         }
     return out;
 }
 
-// PatchSAE's own picture of a mask (get_segmentation_mask): the map [rows, cols], nearest neighbour, minus its minimum;
-// where that is exactly zero the image is darkened to trunc(rgb * 30 / 255), elsewhere kept. It shows whether, not how
-// strongly, a latent fires, and where every patch fires the weakest is dark all the same. (The reference's alpha
-// channel is 255 everywhere.)
-inline image mask_overlay_reference(const image& picture, std::span<const float> map, std::size_t rows,
-                                    std::size_t cols) {
+// PatchSAE's own picture of a mask (get_segmentation_mask): the map [rows, cols], upsampled to the whole picture and
+// normalised; where that is exactly zero the picture is darkened to trunc(rgb * 30 / 255), elsewhere kept. It shows
+// whether, not how strongly, a latent fires, and where every patch fires the weakest is dark all the same.
+inline image darken_silent(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols) {
     detail::check_map(picture, map, rows, cols);
-    const auto [low, high] = std::minmax_element(map.begin(), map.end());
-    const float range = *high - *low + 1e-10f;
+    const auto mask = normalise_map(upsample_map(map, rows, cols, picture.height, picture.width));
     image out = picture;
-    for (std::size_t y = 0; y < picture.height; ++y)
-        for (std::size_t x = 0; x < picture.width; ++x) {
-            const float v =
-                map[detail::patch_under(y, rows, picture.height) * cols + detail::patch_under(x, cols, picture.width)];
-            if ((v - *low) / range != 0) continue;
-            std::uint8_t* p = out.rgb.data() + (y * picture.width + x) * 3;
-            for (std::size_t c = 0; c < 3; ++c) p[c] = static_cast<std::uint8_t>(p[c] * 30 / 255);
-        }
+    for (std::size_t i = 0; i < mask.size(); ++i)
+        for (std::size_t c = 0; c < 3 && mask[i] == 0; ++c)
+            out.rgb[i * 3 + c] = static_cast<std::uint8_t>(out.rgb[i * 3 + c] * 30 / 255);
     return out;
 }
 
@@ -199,6 +206,26 @@ inline image fit_into(const image& picture, std::size_t width, std::size_t heigh
             const std::size_t n = (y1 - y0) * (x1 - x0);
             for (std::size_t c = 0; c < 3; ++c)
                 out.rgb[((top + y) * width + left + x) * 3 + c] = static_cast<std::uint8_t>((sum[c] + n / 2) / n);
+        }
+    return out;
+}
+
+// The part of a picture inside a rectangle (rounded to whole pixels), white where the rectangle reaches beyond it.
+inline image cut_out(const image& picture, const rectangle& part) {
+    const auto x = static_cast<std::ptrdiff_t>(std::lround(part.x)),
+               y = static_cast<std::ptrdiff_t>(std::lround(part.y));
+    image out = blank_image(static_cast<std::size_t>(std::max(1L, std::lround(part.width))),
+                            static_cast<std::size_t>(std::max(1L, std::lround(part.height))));
+    for (std::size_t r = 0; r < out.height; ++r)
+        for (std::size_t c = 0; c < out.width; ++c) {
+            const auto from_y = y + static_cast<std::ptrdiff_t>(r), from_x = x + static_cast<std::ptrdiff_t>(c);
+            if (from_y < 0 || from_x < 0 || from_y >= static_cast<std::ptrdiff_t>(picture.height) ||
+                from_x >= static_cast<std::ptrdiff_t>(picture.width))
+                continue;
+            std::memcpy(out.rgb.data() + (r * out.width + c) * 3,
+                        picture.rgb.data() +
+                            (static_cast<std::size_t>(from_y) * picture.width + static_cast<std::size_t>(from_x)) * 3,
+                        3);
         }
     return out;
 }

@@ -7,6 +7,7 @@
 #include <csetjmp>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -330,15 +331,42 @@ inline bool decode_jpeg_into(jpeg_decompress_struct& info, jpeg_errors& errors, 
     return !errors.premature_end;
 }
 
-inline image decode_jpeg(const std::uint8_t* data, std::size_t size, const std::string& where) {
-    jpeg_decompress_struct info{};
-    jpeg_errors errors{};
-    info.err = jpeg_std_error(&errors);
+// The same for encoding; `bytes` is libjpeg's, from malloc.
+inline bool encode_jpeg_into(jpeg_compress_struct& info, jpeg_errors& errors, const image& picture, int quality,
+                             unsigned char*& bytes, unsigned long& size) {
+    if (setjmp(errors.jump)) return false;
+    jpeg_create_compress(&info);
+    jpeg_mem_dest(&info, &bytes, &size);
+    info.image_width = static_cast<JDIMENSION>(picture.width);
+    info.image_height = static_cast<JDIMENSION>(picture.height);
+    info.input_components = 3;
+    info.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&info);
+    jpeg_set_quality(&info, quality, TRUE);
+    jpeg_start_compress(&info, TRUE);
+    while (info.next_scanline < info.image_height) {
+        auto* row = const_cast<JSAMPROW>(picture.rgb.data() + info.next_scanline * picture.width * 3);
+        jpeg_write_scanlines(&info, &row, 1);
+    }
+    jpeg_finish_compress(&info);
+    return true;
+}
+
+// libjpeg's error manager set up to jump to `errors.jump`, with its message kept.
+inline jpeg_error_mgr* jpeg_failures(jpeg_errors& errors) {
+    jpeg_error_mgr* manager = jpeg_std_error(&errors);
     errors.error_exit = [](j_common_ptr c) {
         auto* e = static_cast<jpeg_errors*>(c->err);
         c->err->format_message(c, e->message);
         std::longjmp(e->jump, 1);
     };
+    return manager;
+}
+
+inline image decode_jpeg(const std::uint8_t* data, std::size_t size, const std::string& where) {
+    jpeg_decompress_struct info{};
+    jpeg_errors errors{};
+    info.err = jpeg_failures(errors);
     errors.emit_message = [](j_common_ptr c, int level) {
         auto* e = static_cast<jpeg_errors*>(c->err);
         if (level >= 0) return;
@@ -372,33 +400,62 @@ inline image read_image(const std::filesystem::path& path, alpha_mode alpha = al
     throw error("not a picture", where, "expected a PNG or JPEG file", bytes.size() == 0 ? "the file is empty" : "");
 }
 
-// Writes an 8-bit RGB PNG.
-inline void write_png(const std::filesystem::path& path, const image& picture) {
+// An 8-bit PNG of pixels [height, width, channels]: 3 channels are RGB, 4 RGBA.
+inline std::string encode_png(const std::vector<std::uint8_t>& pixels, std::size_t width, std::size_t height,
+                              std::size_t channels) {
+    if ((channels != 3 && channels != 4) || width == 0 || height == 0 || pixels.size() != width * height * channels)
+        throw error("pixels do not make a PNG", "encode_png",
+                    "expected " + std::to_string(width) + " x " + std::to_string(height) +
+                        " of 3 or 4 channels, found " + std::to_string(pixels.size()) + " values in " +
+                        std::to_string(channels) + " channels");
     std::string out("\x89PNG\r\n\x1a\n", 8);
     const auto u32 = [](std::size_t v) { return std::string{char(v >> 24), char(v >> 16), char(v >> 8), char(v)}; };
     const auto chunk = [&](const std::string& type_and_body) {
         out += u32(type_and_body.size() - 4) + type_and_body;
         out += u32(crc32_z(0, reinterpret_cast<const Bytef*>(type_and_body.data()), type_and_body.size()));
     };
-    chunk("IHDR" + u32(picture.width) + u32(picture.height) + std::string("\x08\x02\0\0\0", 5));
+    chunk("IHDR" + u32(width) + u32(height) + std::string{8, channels == 3 ? char(2) : char(6), 0, 0, 0});
     std::vector<std::uint8_t> rows;
-    rows.reserve(picture.rgb.size() + picture.height);
-    for (std::size_t y = 0; y < picture.height; ++y) {
+    rows.reserve(pixels.size() + height);
+    for (std::size_t y = 0; y < height; ++y) {
         rows.push_back(1);  // each byte as the difference from the pixel to its left
-        const std::uint8_t* row = picture.rgb.data() + y * picture.width * 3;
-        for (std::size_t i = 0; i < picture.width * 3; ++i)
-            rows.push_back(static_cast<std::uint8_t>(row[i] - (i >= 3 ? row[i - 3] : 0)));
+        const std::uint8_t* row = pixels.data() + y * width * channels;
+        for (std::size_t i = 0; i < width * channels; ++i)
+            rows.push_back(static_cast<std::uint8_t>(row[i] - (i >= channels ? row[i - channels] : 0)));
     }
     uLongf size = compressBound(static_cast<uLong>(rows.size()));
     std::string body(4 + size, '\0');
     std::memcpy(body.data(), "IDAT", 4);
     if (compress2(reinterpret_cast<Bytef*>(body.data()) + 4, &size, rows.data(), static_cast<uLong>(rows.size()), 6) !=
         Z_OK)
-        throw error("picture cannot be compressed", path.string());
+        throw error("picture cannot be compressed", "encode_png");
     body.resize(4 + size);
     chunk(body);
     chunk("IEND");
-    write_text(path, out);
+    return out;
+}
+
+// A baseline JPEG, quality 1 to 100.
+inline std::string encode_jpeg(const image& picture, int quality) {
+    if (picture.width == 0 || picture.height == 0 || picture.width > 65500 || picture.height > 65500)
+        throw error("picture cannot be a JPEG", "encode_jpeg",
+                    "expected 1 to 65500 pixels a side, found " + std::to_string(picture.width) + " x " +
+                        std::to_string(picture.height));
+    jpeg_compress_struct info{};
+    detail::jpeg_errors errors{};
+    info.err = detail::jpeg_failures(errors);
+    unsigned char* bytes = nullptr;
+    unsigned long size = 0;
+    const bool good = detail::encode_jpeg_into(info, errors, picture, quality, bytes, size);
+    jpeg_destroy_compress(&info);
+    std::string out(reinterpret_cast<const char*>(bytes), good ? size : 0);
+    std::free(bytes);
+    if (!good) throw error("picture cannot be compressed", "encode_jpeg", errors.message);
+    return out;
+}
+
+inline void write_png(const std::filesystem::path& path, const image& picture) {
+    write_text(path, encode_png(picture.rgb, picture.width, picture.height, 3));
 }
 
 }  // namespace psae
