@@ -8,7 +8,7 @@
 
 #include <psae/core/arena.hpp>
 #include <psae/cpu/gemm.hpp>
-#include <psae/cpu/vector_math.hpp>
+#include <psae/core/vector_math.hpp>
 
 namespace psae {
 
