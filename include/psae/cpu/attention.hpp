@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 
 #include <psae/core/arena.hpp>
 #include <psae/core/vector_math.hpp>
@@ -16,6 +18,12 @@ namespace psae {
 
 namespace detail {
 
+// clang splits vectors of 64 bytes in two, unless a function asks for them.
+#if defined(__clang__)
+#define PSAE_WIDE_VECTORS __attribute__((min_vector_width(512)))
+#else
+#define PSAE_WIDE_VECTORS
+#endif
 #if defined(__AVX512F__)
 inline constexpr std::size_t vector_bytes = 64;
 #else
@@ -31,10 +39,21 @@ struct register_tile {
 
     static constexpr std::size_t padded(std::size_t n) { return (n + lanes - 1) / lanes * lanes; }
 
+    // exp of each element.
+    PSAE_FN static vector exponential(vector x) {
+        if constexpr (std::is_same_v<T, float>) {
+            typedef std::int32_t integers __attribute__((vector_size(Bytes)));
+            return exp_polynomial<vector, integers>(x);
+        } else {
+            for (std::size_t lane = 0; lane < lanes; ++lane) x[lane] = fast_exp(x[lane]);
+            return x;
+        }
+    }
+
     // C [rows, Vectors * lanes] = A [rows, inner] B [inner, Vectors * lanes]; B and C are aligned.
     template <std::size_t Vectors>
-    static void product(T* C, std::size_t ldc, const T* A, std::size_t lda, const T* B, std::size_t ldb,
-                        std::size_t inner) {
+    PSAE_WIDE_VECTORS static void product(T* C, std::size_t ldc, const T* A, std::size_t lda, const T* B,
+                                          std::size_t ldb, std::size_t inner) {
         vector sum[rows][Vectors] = {};
         for (std::size_t k = 0; k < inner; ++k) {
             vector b[Vectors];
@@ -65,17 +84,26 @@ struct register_tile {
     }
 };
 
-// row = exp(row - largest of the row); returns the sum.
-template <class T>
-T exponentials(T* row, std::size_t n) {
-    T largest = row[0], sum = 0;
-#pragma omp simd reduction(max : largest)
-    for (std::size_t c = 0; c < n; ++c) largest = std::max(largest, row[c]);
-#pragma omp simd reduction(+ : sum)
-    for (std::size_t c = 0; c < n; ++c) {
-        row[c] = fast_exp(row[c] - largest);
-        sum += row[c];
+// row[c] = exp(row[c] - largest of the row) for c < n, and next to 0 up to the padded width; returns the sum.
+template <class Tile, class T>
+PSAE_WIDE_VECTORS T exponentials(T* row, std::size_t n) {
+    const std::size_t padded = Tile::padded(n);
+    std::fill(row + n, row + padded, std::numeric_limits<T>::lowest());
+    using vector = typename Tile::vector;
+    vector largest_of_lane = *reinterpret_cast<const vector*>(row);
+    for (std::size_t c = Tile::lanes; c < padded; c += Tile::lanes) {
+        const vector x = *reinterpret_cast<const vector*>(row + c);
+        largest_of_lane = x > largest_of_lane ? x : largest_of_lane;
     }
+    T largest = largest_of_lane[0], sum = 0;
+    for (std::size_t lane = 1; lane < Tile::lanes; ++lane) largest = std::max(largest, T(largest_of_lane[lane]));
+    vector sums = {};
+    for (std::size_t c = 0; c < padded; c += Tile::lanes) {
+        vector& x = *reinterpret_cast<vector*>(row + c);
+        x = Tile::exponential(x - largest);
+        sums += x;
+    }
+    for (std::size_t lane = 0; lane < Tile::lanes; ++lane) sum += sums[lane];
     return sum;
 }
 
@@ -103,32 +131,40 @@ void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t 
     using tile = detail::register_tile<T, detail::vector_bytes>;
     constexpr std::size_t query_block = 4 * tile::rows;
     const std::size_t width = d / heads, width_padded = tile::padded(width), tokens_padded = tile::padded(tokens);
-    const T scale = T(1) / std::sqrt(static_cast<T>(width));
     const std::size_t elements =
         width * tokens_padded + tokens * width_padded + query_block * (width + tokens_padded + width_padded);
-    detail::parallel_with_scratch<T>(device, scratch, images * heads, elements, [&](std::size_t task, T* memory) {
+    detail::parallel_with_scratch<T>(device, scratch, images * heads, elements, [=](std::size_t task, T* memory) {
         const std::size_t image = task / heads, head = task % heads;
+        const T scale = T(1) / std::sqrt(static_cast<T>(width));
         T *keys = memory, *values = keys + width * tokens_padded, *scores = values + tokens * width_padded,
           *result = scores + query_block * tokens_padded, *queries = result + query_block * width_padded;
         const T* q = qkv + image * tokens * 3 * d + head * width;
-        for (std::size_t k = 0; k < width; ++k)
-            std::fill(keys + k * tokens_padded + tokens, keys + (k + 1) * tokens_padded, T(0));
+        std::fill_n(keys, width * tokens_padded, T(0));
+        for (std::size_t t0 = 0; t0 < tokens; t0 += tile::lanes) {
+            const std::size_t count = std::min(tile::lanes, tokens - t0);
+            for (std::size_t k = 0; k < width; ++k) {
+                T* target = keys + k * tokens_padded + t0;
+                const T* source = q + t0 * 3 * d + d + k;
+                for (std::size_t t = 0; t < count; ++t) target[t] = source[t * 3 * d];
+            }
+        }
         for (std::size_t t = 0; t < tokens; ++t) {
-            const T* row = q + t * 3 * d;
-            for (std::size_t k = 0; k < width; ++k) keys[k * tokens_padded + t] = row[d + k];
-            std::copy_n(row + 2 * d, width, values + t * width_padded);
+            std::copy_n(q + t * 3 * d + 2 * d, width, values + t * width_padded);
             std::fill(values + t * width_padded + width, values + (t + 1) * width_padded, T(0));
         }
         for (std::size_t first = 0; first < tokens; first += query_block) {
             const std::size_t count = std::min(query_block, tokens - first),
                               rows = (count + tile::rows - 1) / tile::rows * tile::rows;
-            for (std::size_t r = 0; r < rows; ++r)
-                for (std::size_t k = 0; k < width; ++k)
-                    queries[r * width + k] = r < count ? q[(first + r) * 3 * d + k] * scale : T(0);
+            for (std::size_t r = 0; r < count; ++r) {
+                const T* row = q + (first + r) * 3 * d;
+#pragma omp simd
+                for (std::size_t k = 0; k < width; ++k) queries[r * width + k] = row[k] * scale;
+            }
+            std::fill(queries + count * width, queries + rows * width, T(0));
             tile::product(scores, tokens_padded, queries, width, keys, tokens_padded, width, rows, tokens_padded);
             T inverse[query_block];
             for (std::size_t r = 0; r < rows; ++r)
-                inverse[r] = T(1) / detail::exponentials(scores + r * tokens_padded, tokens);
+                inverse[r] = T(1) / detail::exponentials<tile>(scores + r * tokens_padded, tokens);
             tile::product(result, width_padded, scores, tokens_padded, values, width_padded, tokens, rows,
                           width_padded);
             for (std::size_t r = 0; r < count; ++r) {
@@ -145,20 +181,21 @@ void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t 
 template <class T>
 void attention_adjoint(cpu& device, arena<>& scratch, T* dqkv, const T* g, const T* qkv, std::size_t images,
                        std::size_t tokens, std::size_t d, std::size_t heads, write how) {
-    const std::size_t width = d / heads;
+    using tile = detail::register_tile<T, detail::vector_bytes>;
+    const std::size_t width = d / heads, padded = tile::padded(tokens);
     const T scale = T(1) / std::sqrt(static_cast<T>(width)), beta = how == write::add ? T(1) : T(0);
     detail::parallel_with_scratch<T>(
-        device, scratch, images * heads, 2 * tokens * tokens, [&](std::size_t task, T* memory) {
+        device, scratch, images * heads, 2 * tokens * padded, [=](std::size_t task, T* memory) {
             const cpu alone(1);
             const std::size_t first = task / heads * tokens, column = task % heads * width;
             const T *q = qkv + first * 3 * d + column, *k = q + d, *v = k + d, *cotangent = g + first * d + column;
             T *dq = dqkv + first * 3 * d + column, *dk = dq + d, *dv = dk + d;
-            T *P = memory, *dP = memory + tokens * tokens;
-            gemm(alone, false, true, tokens, tokens, width, scale, q, 3 * d, k, 3 * d, T(0), P, tokens);
-            gemm(alone, false, true, tokens, tokens, width, T(1), cotangent, d, v, 3 * d, T(0), dP, tokens);
+            T *P = memory, *dP = P + tokens * padded;
+            gemm(alone, false, true, tokens, tokens, width, scale, q, 3 * d, k, 3 * d, T(0), P, padded);
+            gemm(alone, false, true, tokens, tokens, width, T(1), cotangent, d, v, 3 * d, T(0), dP, padded);
             for (std::size_t r = 0; r < tokens; ++r) {
-                T *p = P + r * tokens, *dp = dP + r * tokens, dot = 0;
-                const T inverse = T(1) / detail::exponentials(p, tokens);
+                T *p = P + r * padded, *dp = dP + r * padded, dot = 0;
+                const T inverse = T(1) / detail::exponentials<tile>(p, tokens);
 #pragma omp simd reduction(+ : dot)
                 for (std::size_t c = 0; c < tokens; ++c) {
                     p[c] *= inverse;
@@ -167,9 +204,9 @@ void attention_adjoint(cpu& device, arena<>& scratch, T* dqkv, const T* g, const
 #pragma omp simd
                 for (std::size_t c = 0; c < tokens; ++c) dp[c] = p[c] * (dp[c] - dot) * scale;
             }
-            gemm(alone, true, false, tokens, width, tokens, T(1), P, tokens, cotangent, d, beta, dv, 3 * d);
-            gemm(alone, false, false, tokens, width, tokens, T(1), dP, tokens, k, 3 * d, beta, dq, 3 * d);
-            gemm(alone, true, false, tokens, width, tokens, T(1), dP, tokens, q, 3 * d, beta, dk, 3 * d);
+            gemm(alone, true, false, tokens, width, tokens, T(1), P, padded, cotangent, d, beta, dv, 3 * d);
+            gemm(alone, false, false, tokens, width, tokens, T(1), dP, padded, k, 3 * d, beta, dq, 3 * d);
+            gemm(alone, true, false, tokens, width, tokens, T(1), dP, padded, q, 3 * d, beta, dk, 3 * d);
         });
 }
 
