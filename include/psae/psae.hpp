@@ -5,8 +5,12 @@
 #include <psae/core/element.hpp>
 #include <psae/core/random.hpp>
 #include <psae/core/tensor.hpp>
+#include <psae/cpu/attention.hpp>
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/encode.hpp>
+#include <psae/cpu/layer_norm.hpp>
+#include <psae/cpu/matmul.hpp>
+#include <psae/cpu/patch_embedding.hpp>
 #include <psae/cpu/pointwise.hpp>
 #include <psae/expr/functors.hpp>
 #include <psae/grad/check.hpp>
@@ -16,4 +20,7 @@
 #include <psae/sae/resample.hpp>
 #include <psae/sae/topk.hpp>
 #include <psae/sae/trainer.hpp>
+#include <psae/stage/attention.hpp>
 #include <psae/stage/decode.hpp>
+#include <psae/stage/layer_norm.hpp>
+#include <psae/stage/patch_embedding.hpp>

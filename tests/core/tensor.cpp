@@ -235,3 +235,20 @@ TEST_CASE("release_to across a new block keeps every piece valid") {
     for (int i = 0; i < 1000; ++i) more[i] = -1;
     for (int i = 0; i < 4; ++i) CHECK(kept[i] == i);
 }
+
+TEST_CASE("memory taken after a mark is handed out again, in new blocks as well") {
+    arena<> scratch;
+    scratch.allocate<int>(4);
+    const auto mark = scratch.position();
+    const auto work = [&] {
+        auto* first = scratch.allocate<std::uint8_t>(std::size_t{3} << 20);  // does not fit in the first block
+        auto* second = scratch.allocate<std::uint8_t>(std::size_t{5} << 20);
+        scratch.release_to(mark);
+        return std::pair(first, second);
+    };
+    const auto pieces = work();
+    const std::size_t peak = scratch.peak_bytes(), allocations = scratch.allocations();
+    for (int i = 0; i < 5; ++i) CHECK(work() == pieces);
+    CHECK(scratch.peak_bytes() == peak);
+    CHECK(scratch.allocations() == allocations);
+}

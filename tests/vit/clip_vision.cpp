@@ -1,6 +1,8 @@
 // CLIP's vision tower against transformers.
 #include <catch2/catch.hpp>
 
+#include <psae/core/random.hpp>
+#include <psae/grad/check.hpp>
 #include <psae/io/numpy.hpp>
 #include <psae/vit/load_clip.hpp>
 
@@ -19,6 +21,127 @@ double difference(const std::vector<float>& got, const std::vector<float>& want)
         largest = std::max(largest, std::abs(double(want[i])));
     }
     return worst / largest;
+}
+
+// Random weights by name, of the size that keeps activations near 1.
+struct random_weights {
+    std::vector<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
+        std::size_t size = 1;
+        for (const std::size_t extent : shape) size *= extent;
+        random_stream random(std::hash<std::string>{}(name));
+        const bool gain = name.find("norm") != std::string::npos && name.find("weight") != std::string::npos;
+        const double deviation = shape.size() == 1 ? 0.3 : 1 / std::sqrt(double(size / shape[0]));
+        std::vector<float> values(size);
+        for (float& v : values) v = float((gain ? 1.0 : 0.0) + deviation * random.normal());
+        return values;
+    }
+};
+
+template <mlp_activation Activation>
+struct small_config : clip_vision_config<8, 4, 12, 2, 3, 20, 5, Activation> {
+    static constexpr const char* name = "small";
+};
+
+template <class Shape>
+struct one_parameter {
+    parameter<double, Shape> x;
+    explicit one_parameter(const Shape& extents) : x(extents) {
+        random_stream random(3);
+        for (double& v : x.value) v = random.normal();
+    }
+    template <class F>
+    void each_parameter(F&& f) {
+        f("x", x);
+    }
+    // The error of the gradient of mean(weights * stages(x)) with respect to x.
+    template <class Stages>
+    double gradient_error(const Stages& stages) {
+        const tensor<double, shape<>> zero;  // brings the tape along
+        std::vector<double> weights;
+        random_stream random(4);
+        const auto worst = check_gradients(
+            *this,
+            [&](auto input) {
+                const auto y = evaluate(stages(evaluate(x + input)));
+                while (weights.size() < y.size()) weights.push_back(random.normal());
+                using shape_type = typename decltype(y)::shape_type;
+                return evaluate(mean(y * const_view<double, shape_type>{weights.data(), y.shape()}));
+            },
+            zero.view(), 1, 1e-5);
+        UNSCOPED_INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
+        return worst.error;
+    }
+};
+
+template <mlp_activation Activation>
+void check_tower_gradients() {
+    using config = small_config<Activation>;
+    const clip_vision<config, double> model(random_weights{});
+    one_parameter tokens(shape<dyn, 12>{2 * config::tokens});
+    CHECK(tokens.gradient_error([&](const auto& x) { return model.block(1, x); }) < 1e-6);
+    CHECK(tokens.gradient_error([&](const auto& x) { return model.project(x); }) < 1e-6);
+    one_parameter pixels(shape<dyn, 3, 8, 8>{2});
+    CHECK(pixels.gradient_error([&](const auto& x) {
+        const auto e = model.project(model.block(1, model.block(0, model.embed(x))));
+        return e / norm(e);
+    }) < 1e-6);
+}
+
+// The golden model with its weights rounded to a shorter type, written in two shards; and the same numbers as floats.
+template <class Short, class Round>
+void check_short_weights(const Round& round, double tolerance) {
+    const auto folder =
+        std::filesystem::temp_directory_path() /
+        ("psae_short_weights_" + std::to_string(sizeof(Short)) + std::to_string(int(element_type_of<Short>())));
+    const auto narrow = folder / "narrow", wide = folder / "wide";
+    for (const auto& to : {narrow, wide}) {
+        std::filesystem::create_directories(to);
+        std::filesystem::copy_file(directory / "config.json", to / "config.json",
+                                   std::filesystem::copy_options::overwrite_existing);
+    }
+    const safetensors_file golden(directory / "model.safetensors");
+    std::vector<std::vector<Short>> rounded;
+    std::vector<std::vector<float>> widened;
+    std::vector<tensor_to_write> shards[2], all;
+    std::string index = "{\"metadata\": {}, \"weight_map\": {";
+    for (const tensor_entry& e : golden.entries()) {
+        if (e.type != element_type::f32) continue;
+        rounded.emplace_back();
+        widened.emplace_back();
+        for (const float v : golden.read(e.name, e.shape)) {
+            rounded.back().push_back(round(v));
+            widened.back().push_back(widen(rounded.back().back()));
+        }
+        const std::size_t shard = rounded.size() % 2;
+        shards[shard].push_back(to_write(e.name, e.shape, rounded.back().data()));
+        all.push_back(to_write(e.name, e.shape, widened.back().data()));
+        index +=
+            (rounded.size() == 1 ? "\"" : ", \"") + e.name + "\": \"shard" + std::to_string(shard) + ".safetensors\"";
+    }
+    for (const int shard : {0, 1})
+        write_safetensors(narrow / ("shard" + std::to_string(shard) + ".safetensors"), shards[shard]);
+    write_safetensors(wide / "model.safetensors", all);
+    atomic_file file(narrow / "model.safetensors.index.json");
+    file.write(index + "}}");
+    file.commit();
+
+    const cpu device;
+    arena<> scratch;
+    const auto pixels = to_floats(read_npz(directory / "expected.npz", "pixel_values"));
+    const auto embeds = [&](const std::filesystem::path& path) {
+        const auto tower = load_clip_vision(path);
+        std::vector<float> x(3 * tower->tokens() * tower->width()), e(3 * tower->projection());
+        tower->embed(device, scratch, pixels.data(), 3, x.data());
+        tower->run(device, scratch, x.data(), 3, 0, tower->layers());
+        tower->project(device, scratch, x.data(), 3, e.data(), true);
+        return e;
+    };
+    const auto of_narrow = embeds(narrow);
+    CHECK(of_narrow == embeds(wide));
+    const double rounding = difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
+    CHECK(rounding < tolerance);
+    CHECK(rounding > 1e-5);  // the weights were rounded indeed
+    std::filesystem::remove_all(folder);
 }
 
 }  // namespace
@@ -80,4 +203,41 @@ TEST_CASE("a model that is not compiled in is named with its differences") {
     } catch (const error& e) {
         CHECK(std::string(e.what()).find("hidden_size 1024 (file: 64)") != std::string::npos);
     }
+}
+
+TEST_CASE("gradients through blocks, projection and embedding with respect to tokens and pixels") {
+    check_tower_gradients<mlp_activation::quick_gelu>();
+    check_tower_gradients<mlp_activation::gelu>();
+}
+
+TEST_CASE("a block in train mode gives what it gives in infer mode, and needs no memory after the first step") {
+    const clip_vision<clip_tiny_test> model(random_weights{});
+    cpu device;
+    arena<> scratch;
+    tensor<float, shape<dyn, 64>> x{shape<dyn, 64>{2 * clip_tiny_test::tokens}};
+    random_stream random(1);
+    for (float& v : x) v = random.normal();
+    std::vector<float> inferred, trained;
+    std::size_t after_two = 0;
+    for (int step = 0; step < 4; ++step) {
+        scratch.reset();
+        tape<cpu> infer(device, scratch, mode::infer), train(device, scratch, mode::train);
+        const auto a = model.block(0, infer.input(std::as_const(x).view()));
+        inferred.assign(a.data, a.data + a.size());
+        const auto v = train.variable_of(x.view());
+        const auto b = model.block(0, v);
+        const auto loss = mean(square(b));
+        train.run();
+        backward(train, loss);
+        trained.assign(b.data, b.data + b.size());
+        CHECK(v.adjoint->written);
+        if (step == 1) after_two = scratch.allocations();
+    }
+    CHECK(difference(trained, inferred) < 1e-6);
+    CHECK(scratch.allocations() == after_two);
+}
+
+TEST_CASE("weights in half precision and in shards are widened exactly") {
+    check_short_weights<half>([](float v) { return to_half(v); }, 5e-3);
+    check_short_weights<bf16>([](float v) { return to_bf16(v); }, 5e-2);
 }

@@ -27,14 +27,15 @@ public:
     }
 
     struct mark {
-        std::size_t block, used;
+        std::size_t block, used, before;
     };
-    // A place to return to: pieces handed out after it are taken back by release_to.
-    mark position() const { return {blocks_.size(), used_}; }
+    // A place to return to: pieces handed out after it are taken back by release_to and their memory is handed out
+    // again.
+    mark position() const { return {current_, used_, before_}; }
     void release_to(mark m) {
-        // Blocks that were added since stay (their memory is part of the peak); only the fill level of the same block
-        // returns.
-        if (m.block == blocks_.size()) used_ = m.used;
+        current_ = m.block;
+        used_ = m.used;
+        before_ = m.before;
     }
 
     // Takes everything back.
@@ -44,8 +45,7 @@ public:
             release();
             add_block(total);
         }
-        used_ = 0;
-        before_ = 0;
+        current_ = used_ = before_ = 0;
     }
 
     // How often memory was asked from the system: constant once the arena has its size.
@@ -60,12 +60,16 @@ private:
 
     void* allocate_bytes(std::size_t bytes) {
         bytes = (bytes + 63) / 64 * 64;
-        if (blocks_.empty() || used_ + bytes > blocks_.back().bytes) {
-            before_ += used_;
-            add_block(std::max(bytes, std::size_t{1} << 20));
+        while (current_ == blocks_.size() || used_ + bytes > blocks_[current_].bytes) {
+            if (current_ == blocks_.size()) {
+                add_block(std::max(bytes, std::size_t{1} << 20));
+            } else {
+                before_ += used_;
+                ++current_;
+            }
             used_ = 0;
         }
-        void* p = static_cast<char*>(blocks_.back().data) + used_;
+        void* p = static_cast<char*>(blocks_[current_].data) + used_;
         used_ += bytes;
         peak_ = std::max(peak_, before_ + used_);
         return p;
@@ -80,7 +84,8 @@ private:
     }
 
     std::vector<block> blocks_;
-    std::size_t used_ = 0, before_ = 0, peak_ = 0, allocations_ = 0;
+    // used_: bytes taken of blocks_[current_]; before_: bytes taken of the blocks before it.
+    std::size_t current_ = 0, used_ = 0, before_ = 0, peak_ = 0, allocations_ = 0;
 };
 
 }  // namespace psae

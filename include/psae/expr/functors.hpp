@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include <psae/core/vector_math.hpp>
 #include <psae/expr/node.hpp>
 
 namespace psae {
@@ -108,6 +109,30 @@ struct logarithm {
     template <class T>
     PSAE_FN partials<T, 1> derivative(T a) const {
         return {{T(1) / a}};
+    }
+};
+// x sigmoid(1.702 x), the activation of OpenAI's CLIP.
+struct quick_gelu {
+    template <class T>
+    PSAE_FN T value(T x) const {
+        return x / (T(1) + fast_exp(T(-1.702) * x));
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T x) const {
+        const T s = T(1) / (T(1) + fast_exp(T(-1.702) * x));
+        return {{s + T(1.702) * x * s * (T(1) - s)}};
+    }
+};
+// x Phi(x) with the standard normal distribution Phi: the exact form of GELU, not its tanh approximation.
+struct gelu {
+    template <class T>
+    PSAE_FN T value(T x) const {
+        return T(0.5) * x * (T(1) + fast_erf(x * T(0.70710678118654752)));
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T x) const {
+        const T density = T(0.39894228040143268) * fast_exp(T(-0.5) * x * x);
+        return {{T(0.5) * (T(1) + fast_erf(x * T(0.70710678118654752))) + x * density}};
     }
 };
 struct minimum {

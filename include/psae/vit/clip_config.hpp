@@ -3,11 +3,13 @@
 // matched against a config.json.
 
 #include <cstddef>
-#include <string>
+#include <type_traits>
 
-#include <psae/cpu/transformer.hpp>
+#include <psae/expr/functors.hpp>
 
 namespace psae {
+
+enum class mlp_activation { quick_gelu, gelu };
 
 template <std::size_t Image, std::size_t Patch, std::size_t Width, std::size_t Layers, std::size_t Heads,
           std::size_t Mlp, std::size_t Projection, mlp_activation Activation = mlp_activation::quick_gelu>
@@ -17,6 +19,7 @@ struct clip_vision_config {
     static constexpr std::size_t image = Image, patch = Patch, width = Width, layers = Layers, heads = Heads, mlp = Mlp;
     static constexpr std::size_t projection = Projection, grid = Image / Patch, tokens = grid * grid + 1;
     static constexpr mlp_activation activation = Activation;
+    using activation_function = std::conditional_t<Activation == mlp_activation::quick_gelu, quick_gelu, gelu>;
 };
 
 struct clip_vit_b16 : clip_vision_config<224, 16, 768, 12, 12, 3072, 512> {

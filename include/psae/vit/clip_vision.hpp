@@ -2,15 +2,107 @@
 // CLIP's vision tower. Hidden states are numbered as Hugging Face does: 0 is after pre_layrnorm, i the output of block
 // i.
 
-#include <cmath>
+#include <algorithm>
 #include <cstddef>
+#include <string>
 #include <vector>
 
-#include <psae/core/arena.hpp>
-#include <psae/cpu/transformer.hpp>
+#include <psae/cpu/patch_embedding.hpp>
+#include <psae/stage/patch_embedding.hpp>
+#include <psae/stage/reduce.hpp>
 #include <psae/vit/clip_config.hpp>
+#include <psae/vit/transformer_block.hpp>
 
 namespace psae {
+
+// The tower in stages: on a tape in infer mode each runs at once; in train mode the gradient of whatever follows flows
+// back to the tokens or the pixels. T is float, or double to check gradients. The weights are frozen.
+template <class Config, class T = float>
+class clip_vision {
+    static constexpr std::size_t d = Config::width, m = Config::mlp, inputs = 3 * Config::patch * Config::patch;
+    static constexpr double eps = 1e-5;
+
+public:
+    using block_type = transformer_block<T, d, m, Config::heads, typename Config::activation_function>;
+    using pixels_shape = shape<dyn, 3, Config::image, Config::image>;
+    using tokens_shape = shape<dyn, d>;  // [images * tokens, d]
+
+    // The weights by their Hugging Face names, from anything with read(name, shape) that gives a vector of floats, such
+    // as safetensors_directory. Its error names the tensor that is missing or misshapen.
+    template <class Source>
+    explicit clip_vision(const Source& source) {
+        const auto read = [&](const std::string& name, const std::vector<std::size_t>& shape) {
+            return source.read("vision_model." + name, shape);
+        };
+        fill(class_embedding_, read("embeddings.class_embedding", {d}));
+        pack(W_patch_, read("embeddings.patch_embedding.weight", {d, 3, Config::patch, Config::patch}));
+        fill(position_, read("embeddings.position_embedding.weight", {Config::tokens, d}));
+        const auto norm = [&](const std::string& name, tensor<T, shape<d>>& gain, tensor<T, shape<d>>& shift) {
+            fill(gain, read(name + ".weight", {d}));
+            fill(shift, read(name + ".bias", {d}));
+        };
+        norm("pre_layrnorm", pre_gain_, pre_shift_);
+        norm("post_layernorm", post_gain_, post_shift_);
+        pack(W_projection_, source.read("visual_projection.weight", {Config::projection, d}));
+        for (std::size_t i = 0; i < Config::layers; ++i) {
+            const std::string layer = "encoder.layers." + std::to_string(i) + ".";
+            block_type& b = blocks_.emplace_back();
+            b.eps = eps;
+            norm(layer + "layer_norm1", b.gain_1, b.shift_1);
+            norm(layer + "layer_norm2", b.gain_2, b.shift_2);
+            std::vector<float> qkv, qkv_bias;
+            for (const char* part : {"q_proj", "k_proj", "v_proj"}) {
+                const auto weight = read(layer + "self_attn." + part + ".weight", {d, d}),
+                           bias = read(layer + "self_attn." + part + ".bias", {d});
+                qkv.insert(qkv.end(), weight.begin(), weight.end());
+                qkv_bias.insert(qkv_bias.end(), bias.begin(), bias.end());
+            }
+            pack(b.W_qkv, qkv);
+            fill(b.b_qkv, qkv_bias);
+            pack(b.W_out, read(layer + "self_attn.out_proj.weight", {d, d}));
+            fill(b.b_out, read(layer + "self_attn.out_proj.bias", {d}));
+            pack(b.W_1, read(layer + "mlp.fc1.weight", {m, d}));
+            fill(b.b_1, read(layer + "mlp.fc1.bias", {m}));
+            pack(b.W_2, read(layer + "mlp.fc2.weight", {d, m}));
+            fill(b.b_2, read(layer + "mlp.fc2.bias", {d}));
+        }
+    }
+
+    // Hidden state 0, [images * tokens, d]. pixels: [images, 3, side, side].
+    template <operand X>
+    auto embed(const X& pixels) const {
+        return layer_norm(patch_embedding(pixels, W_patch_, class_embedding_, position_, Config::patch), pre_gain_,
+                          pre_shift_, eps);
+    }
+    // Hidden state i + 1 from hidden state i.
+    template <operand X>
+    auto block(std::size_t i, const X& x) const {
+        return blocks_[i](x, Config::tokens);
+    }
+    // Image embeddings [images, projection] from the last hidden state, not normalised.
+    template <operand X>
+    auto project(const X& x) const {
+        return matmul(layer_norm(class_tokens(x, Config::tokens), post_gain_, post_shift_, eps), W_projection_);
+    }
+
+private:
+    template <class Shape>
+    static void fill(tensor<T, Shape>& to, const std::vector<float>& from) {
+        std::copy(from.begin(), from.end(), to.begin());
+    }
+    template <class Shape>
+    static void pack(packed_matrix<T, Shape>& to, const std::vector<float>& from) {
+        tensor<T, Shape> plain;
+        fill(plain, from);
+        to = packed_matrix<T, Shape>(std::as_const(plain).view());
+    }
+
+    tensor<T, shape<d>> class_embedding_, pre_gain_, pre_shift_, post_gain_, post_shift_;
+    tensor<T, shape<Config::tokens, d>> position_;
+    packed_matrix<T, shape<d, inputs>> W_patch_;
+    packed_matrix<T, shape<Config::projection, d>> W_projection_;
+    std::vector<block_type> blocks_;
+};
 
 // A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(),
 // width()].
@@ -44,62 +136,14 @@ public:
                          bool normalised) const = 0;
 };
 
-// The weights, in Hugging Face's layout: linear weights are [out, in]; queries, keys and values are stacked.
+// The tower of a configuration behind that interface, for inference. Scratch memory is given back block by block.
 template <class Config>
-struct clip_vision_weights {
-    struct block {
-        std::vector<float> norm1_gain, norm1_bias, qkv, qkv_bias, out, out_bias, norm2_gain, norm2_bias, fc1, fc1_bias,
-            fc2, fc2_bias;
-    };
-    std::vector<float> class_embedding, patch, position, pre_gain, pre_bias, post_gain, post_bias, projection;
-    std::vector<block> blocks;
+class clip_vision_tower final : public vision_tower {
+    using model_type = clip_vision<Config>;
 
-    // From anything with read(name, shape), such as safetensors_directory; an error names the tensor that is missing or
-    // misshapen.
-    template <class Source>
-    static clip_vision_weights load(const Source& source) {
-        constexpr std::size_t d = Config::width, m = Config::mlp;
-        const auto get = [&](const std::string& name, std::vector<std::size_t> shape) {
-            return source.read("vision_model." + name, shape);
-        };
-        clip_vision_weights w;
-        w.class_embedding = get("embeddings.class_embedding", {d});
-        w.patch = get("embeddings.patch_embedding.weight", {d, 3, Config::patch, Config::patch});
-        w.position = get("embeddings.position_embedding.weight", {Config::tokens, d});
-        w.pre_gain = get("pre_layrnorm.weight", {d});
-        w.pre_bias = get("pre_layrnorm.bias", {d});
-        w.post_gain = get("post_layernorm.weight", {d});
-        w.post_bias = get("post_layernorm.bias", {d});
-        w.projection = source.read("visual_projection.weight", {Config::projection, d});
-        for (std::size_t i = 0; i < Config::layers; ++i) {
-            const std::string p = "encoder.layers." + std::to_string(i) + ".";
-            block b;
-            b.norm1_gain = get(p + "layer_norm1.weight", {d});
-            b.norm1_bias = get(p + "layer_norm1.bias", {d});
-            for (const char* part : {"q_proj", "k_proj", "v_proj"}) {
-                const auto weight = get(p + "self_attn." + part + ".weight", {d, d}),
-                           bias = get(p + "self_attn." + part + ".bias", {d});
-                b.qkv.insert(b.qkv.end(), weight.begin(), weight.end());
-                b.qkv_bias.insert(b.qkv_bias.end(), bias.begin(), bias.end());
-            }
-            b.out = get(p + "self_attn.out_proj.weight", {d, d});
-            b.out_bias = get(p + "self_attn.out_proj.bias", {d});
-            b.norm2_gain = get(p + "layer_norm2.weight", {d});
-            b.norm2_bias = get(p + "layer_norm2.bias", {d});
-            b.fc1 = get(p + "mlp.fc1.weight", {m, d});
-            b.fc1_bias = get(p + "mlp.fc1.bias", {m});
-            b.fc2 = get(p + "mlp.fc2.weight", {d, m});
-            b.fc2_bias = get(p + "mlp.fc2.bias", {d});
-            w.blocks.push_back(std::move(b));
-        }
-        return w;
-    }
-};
-
-template <class Config>
-class clip_vision final : public vision_tower {
 public:
-    explicit clip_vision(clip_vision_weights<Config> weights) : w_(std::move(weights)) {}
+    template <class Source>
+    explicit clip_vision_tower(const Source& source) : model_(source) {}
 
     const char* name() const override { return Config::name; }
     std::size_t image_size() const override { return Config::image; }
@@ -110,63 +154,40 @@ public:
 
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
-        patch_embedding(device, scratch, tokens, pixels, w_.patch.data(), w_.class_embedding.data(), w_.position.data(),
-                        images, Config::image, Config::patch, d);
-        layer_norm(device, tokens, tokens, w_.pre_gain.data(), w_.pre_bias.data(), images * Config::tokens, d, eps);
+        infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens,
+              [&](const auto& x) { return model_.embed(x); });
     }
-
-    void run(const cpu& device, arena<>& scratch, float* x, std::size_t images, std::size_t first,
+    void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
              std::size_t last) const override {
-        const auto mark = scratch.position();
-        const std::size_t n = images * Config::tokens;
-        float* normed = scratch.allocate<float>(n * d);
-        float* wide = scratch.allocate<float>(n * std::max(3 * d, m));
-        for (std::size_t i = first; i < last; ++i) {
-            const auto& b = w_.blocks[i];
-            layer_norm(device, normed, x, b.norm1_gain.data(), b.norm1_bias.data(), n, d, eps);
-            linear(device, wide, normed, b.qkv, n, 3 * d, d, 0);
-            add_bias(device, wide, b.qkv_bias.data(), n, 3 * d);
-            attention(device, scratch, normed, wide, images, Config::tokens, d, Config::heads);
-            add_bias(device, x, b.out_bias.data(), n, d);
-            linear(device, x, normed, b.out, n, d, d, 1);
-            layer_norm(device, normed, x, b.norm2_gain.data(), b.norm2_bias.data(), n, d, eps);
-            linear(device, wide, normed, b.fc1, n, m, d, 0);
-            add_bias_and_activate(device, wide, b.fc1_bias.data(), n, m, Config::activation);
-            add_bias(device, x, b.fc2_bias.data(), n, d);
-            linear(device, x, wide, b.fc2, n, d, m, 1);
-        }
-        scratch.release_to(mark);
+        for (std::size_t i = first; i < last; ++i)
+            infer(device, scratch, tokens, typename model_type::tokens_shape{images * Config::tokens}, tokens,
+                  [&](const auto& x) { return model_.block(i, x); });
     }
-
     void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                  bool normalised) const override {
-        const auto mark = scratch.position();
-        float* pooled = scratch.allocate<float>(images * d);
-        for (std::size_t i = 0; i < images; ++i) std::copy_n(tokens + i * Config::tokens * d, d, pooled + i * d);
-        layer_norm(device, pooled, pooled, w_.post_gain.data(), w_.post_bias.data(), images, d, eps);
-        linear(device, embeds, pooled, w_.projection, images, Config::projection, d, 0);
+        const typename model_type::tokens_shape extents{images * Config::tokens};
         if (normalised)
-            for (std::size_t i = 0; i < images; ++i) {
-                float* row = embeds + i * Config::projection;
-                double squares = 0;
-                for (std::size_t c = 0; c < Config::projection; ++c) squares += double(row[c]) * double(row[c]);
-                const auto length = static_cast<float>(std::sqrt(squares));
-                for (std::size_t c = 0; c < Config::projection; ++c) row[c] /= length;
-            }
-        scratch.release_to(mark);
+            infer(device, scratch, tokens, extents, embeds, [&](const auto& x) {
+                const auto e = model_.project(x);
+                return e / norm(e);
+            });
+        else infer(device, scratch, tokens, extents, embeds, [&](const auto& x) { return model_.project(x); });
     }
 
 private:
-    static constexpr std::size_t d = Config::width, m = Config::mlp;
-    static constexpr float eps = 1e-5f;
-
-    // y (+)= x W^T. x: [n, in], W: [out, in], y: [n, out].
-    static void linear(const cpu& device, float* y, const float* x, const std::vector<float>& W, std::size_t n,
-                       std::size_t out, std::size_t in, float beta) {
-        gemm(device, false, true, n, out, in, 1.0f, x, in, W.data(), in, beta, y, out);
+    // out = stages(x); what the stages used is given back.
+    template <class Shape, class Stages>
+    static void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out,
+                      const Stages& stages) {
+        cpu backend = device;
+        const auto mark = scratch.position();
+        tape<cpu> t(backend, scratch, mode::infer);
+        const auto result = stages(t.input(view<const float, Shape>{x, extents}));
+        assign(backend, view<float, typename decltype(result)::shape_type>{out, result.shape()}, result);
+        scratch.release_to(mark);
     }
 
-    clip_vision_weights<Config> w_;
+    model_type model_;
 };
 
 }  // namespace psae

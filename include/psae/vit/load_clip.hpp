@@ -2,6 +2,7 @@
 // A vision tower from a Hugging Face CLIP directory: config.json picks the compiled-in configuration, safetensors hold
 // the weights.
 
+#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -88,7 +89,7 @@ std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& dire
             nearest = std::string(C::name) + " differs in " + text;
         }
         if (count == 0 && tower == nullptr)
-            tower = std::make_unique<clip_vision<C>>(clip_vision_weights<C>::load(safetensors_directory(directory)));
+            tower = std::make_unique<clip_vision_tower<C>>(safetensors_directory(directory));
     };
     (consider(Config{}), ...);
     if (tower == nullptr)
