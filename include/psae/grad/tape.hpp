@@ -120,7 +120,7 @@ struct variable : view<const T, Shape, Tape::memory> {
     Tape* owner;
     psae::gradient<T>* adjoint;
     T* storage;
-    std::size_t stage;  // the number of the stage that makes it; 0 for inputs
+    std::size_t stage = 0;  // the number of the stage that makes it; 0 for inputs
 };
 template <class T, class Shape, space Space>
 struct parameter_node : view<const T, Shape, Space> {
