@@ -3,8 +3,10 @@
 // the activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include <psae/cpu/codes.hpp>
@@ -42,19 +44,26 @@ void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t to
     }
 }
 
-// Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Most blocks hold none, and whether one does
-// is answered by a loop without branches.
+// Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Both passes over a block are without
+// branches: most blocks hold no hit, and those that do would be mispredicted at every other entry.
 template <class Wanted, class Hit>
 PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
-    constexpr std::size_t block = 64;
+    constexpr std::size_t block = 64, word = 8;
     for (std::size_t first = 0; first < count; first += block) {
-        const std::size_t last = std::min(count, first + block);
+        const std::size_t n = std::min(count - first, block);
         int any = 0;
 #pragma omp simd reduction(| : any)
-        for (std::size_t j = first; j < last; ++j) any |= wanted(j);
+        for (std::size_t j = 0; j < n; ++j) any |= wanted(first + j);
         if (any == 0) continue;
-        for (std::size_t j = first; j < last; ++j)
-            if (wanted(j)) hit(j);
+        alignas(block) unsigned char wants[block] = {};
+#pragma omp simd
+        for (std::size_t j = 0; j < n; ++j) wants[j] = wanted(first + j);
+        for (std::size_t w = 0; w < block; w += word) {
+            std::uint64_t bytes;
+            std::memcpy(&bytes, wants + w, word);
+            for (; bytes != 0; bytes &= bytes - 1)  // the lowest one is taken off; bytes are 0 or 1
+                hit(first + w + static_cast<std::size_t>(std::countr_zero(bytes)) / 8);
+        }
     }
 }
 
@@ -270,7 +279,7 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
                         count,
                         [&](std::size_t j) {
                             const T pre = h[j] + bias[j];
-                            return activation.active(pre) && rank(activation.value(pre), latent_of(j)) > bound;
+                            return activation.active(pre) & (rank(activation.value(pre), latent_of(j)) > bound);
                         },
                         [&](std::size_t j) {
                             own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
