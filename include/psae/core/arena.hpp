@@ -3,7 +3,6 @@
 // fit is remembered, and the next reset() replaces everything by one block that is large enough: after the first step
 // nothing allocates.
 
-#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -53,6 +52,7 @@ public:
     std::size_t peak_bytes() const { return peak_; }
 
 private:
+    static constexpr std::size_t smallest_block = std::size_t{1} << 20;
     struct block {
         void* data;
         std::size_t bytes;
@@ -62,7 +62,7 @@ private:
         bytes = (bytes + 63) / 64 * 64;
         while (current_ == blocks_.size() || used_ + bytes > blocks_[current_].bytes) {
             if (current_ == blocks_.size()) {
-                add_block(std::max(bytes, std::size_t{1} << 20));
+                add_block(bytes > smallest_block ? bytes : smallest_block);
             } else {
                 before_ += used_;
                 ++current_;
@@ -71,7 +71,7 @@ private:
         }
         void* p = static_cast<char*>(blocks_[current_].data) + used_;
         used_ += bytes;
-        peak_ = std::max(peak_, before_ + used_);
+        if (before_ + used_ > peak_) peak_ = before_ + used_;
         return p;
     }
     void add_block(std::size_t bytes) {

@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 #include <string>
-#include <utility>
+#include <string_view>
 
 namespace psae {
 
@@ -15,16 +15,18 @@ namespace psae {
 //   hint      what to do about it                "the download may be incomplete"
 class error : public std::runtime_error {
 public:
-    explicit error(const std::string& what, const std::string& where = {}, const std::string& expected = {},
-                   const std::string& hint = {})
+    // Not inlined, and of views: what a check costs the compiler, and the caches, at every place that can fail.
+    __attribute__((noinline, cold)) explicit error(std::string_view what, std::string_view where = {},
+                                                   std::string_view expected = {}, std::string_view hint = {})
         : std::runtime_error(compose(what, where, expected, hint)) {}
 
 private:
-    static std::string compose(std::string text, const std::string& where, const std::string& expected,
-                               const std::string& hint) {
-        if (!where.empty()) text += " (" + where + ")";
-        if (!expected.empty()) text += ": " + expected;
-        if (!hint.empty()) text += "; " + hint;
+    static std::string compose(std::string_view what, std::string_view where, std::string_view expected,
+                               std::string_view hint) {
+        std::string text(what);
+        if (!where.empty()) text.append(" (").append(where).append(")");
+        if (!expected.empty()) text.append(": ").append(expected);
+        if (!hint.empty()) text.append("; ").append(hint);
         return text;
     }
 };

@@ -6,8 +6,8 @@
 //   view<const float, shape<dyn, 768>> v = x;                  // trivially copyable; this is what expressions hold
 
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>

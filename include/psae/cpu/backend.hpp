@@ -20,14 +20,21 @@ struct cpu {
     template <class Task>
     void parallel_for(std::size_t count, const Task& task) const {
         if (count == 1 || threads == 1) {
-            for (std::size_t i = 0; i < count; ++i) task(i);
+            for (std::size_t i = 0; i < count; ++i) once(task, i);
             return;
         }
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-        for (std::size_t i = 0; i < count; ++i) task(i);
+        for (std::size_t i = 0; i < count; ++i) once(task, i);
     }
 
     int threads;
+
+private:
+    // Not inlined: a task is compiled once, not for each of the loops above.
+    template <class Task>
+    __attribute__((noinline)) static void once(const Task& task, std::size_t i) {
+        task(i);
+    }
 };
 
 }  // namespace psae

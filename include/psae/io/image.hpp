@@ -140,9 +140,7 @@ private:
     }
 
     void inflate_some(z_stream& stream, const std::uint8_t* body, std::size_t length, bool& finished) {
-        // Deflate makes at most 1032 bytes of one. What is reserved is only address space until it is filled.
-        if (expected_ / 1032 > size_) fail("PNG holds too little image data", std::to_string(expected_) + " bytes");
-        raw_.reserve(expected_);
+        raw_.reserve(std::min(expected_, 64 * size_));  // what the header claims, within reason
         stream.next_in = const_cast<Bytef*>(body);
         stream.avail_in = static_cast<uInt>(length);
         while (stream.avail_in > 0 && !finished) {
@@ -306,7 +304,7 @@ inline bool decode_jpeg_into(jpeg_decompress_struct& info, jpeg_errors& errors, 
     out.height = info.output_height;
     const std::size_t channels = static_cast<std::size_t>(info.output_components);
     row.resize(channels == 3 ? 0 : out.width * channels);
-    out.rgb.reserve(out.width * out.height * 3);  // only address space until rows are written
+    out.rgb.reserve(std::min(out.width * out.height * 3, 64 * size));  // what the header claims, within reason
     while (info.output_scanline < info.output_height && !errors.premature_end) {
         const std::size_t start = out.rgb.size();
         out.rgb.resize(start + out.width * 3);
