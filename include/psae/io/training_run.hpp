@@ -50,6 +50,17 @@ inline held_out_split split_held_out(std::size_t n, std::size_t most, std::uint6
     return split;
 }
 
+// Takes the held-out rows out of x [n, d] and returns them.
+inline std::vector<float> hold_out_rows(std::vector<float>& x, std::size_t d, std::size_t most, std::uint64_t seed) {
+    const held_out_split split = split_held_out(x.size() / d, most, seed);
+    std::vector<float> held_out;
+    for (const std::size_t r : split.held_out)
+        held_out.insert(held_out.end(), x.data() + r * d, x.data() + (r + 1) * d);
+    for (std::size_t i = 0; i < split.kept.size(); ++i) std::copy_n(x.data() + split.kept[i] * d, d, x.data() + i * d);
+    x.resize(split.kept.size() * d);
+    return held_out;
+}
+
 namespace detail {
 
 // The shortest decimal form that reads back as the same double; null for what JSON has no number for.
