@@ -71,6 +71,7 @@ void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, cons
                                      .seed = s.common.seed,
                                      .checkpoint_every = s.checkpoint_every,
                                      .eval_every = s.eval_every,
+                                     .resample_every = s.dead_latents == "resample" ? s.dead_after + 1 : 0,
                                      .identity = identity_of(s, sub, sae.latents(), rows.fingerprint)},
                                     device, std::move(rows.held_out));
     if (s.resume) run.resume();
@@ -146,7 +147,7 @@ void with_variant(state& s, CLI::App& sub, data<Source> rows) {
                               fmt::format("expected at most {}, found {}", latents, s.k));
         psae::topk<> sae(d, latents);
         sae.k = s.k;
-        if (s.dead_latents == "none") sae.aux_weight = 0;
+        if (s.dead_latents != "aux_k") sae.aux_weight = 0;
         train(s, sub, sae, rows, training);
     } else {
         psae::patchsae<> sae(d, latents);
@@ -207,9 +208,6 @@ void check(state& s, CLI::App& sub) {
         throw CLI::ValidationError("--order", "sequential goes with --activations");
     if (s.variant != "relu" && s.variant != "topk")
         throw psae::error("this variant is not there yet", "--variant " + s.variant, "expected relu or topk");
-    if (s.dead_latents == "resample")
-        throw psae::error("resampling of dead latents is not there yet", "--dead-latents resample",
-                          "expected none, ghost (relu) or aux_k (topk)");
     const bool relu = s.variant == "relu";
     if (s.dead_latents.empty()) s.dead_latents = relu ? "ghost" : "aux_k";
     if (s.dead_latents == (relu ? "aux_k" : "ghost"))
@@ -246,7 +244,10 @@ void add_train(CLI::App& app) {
     sub->add_option("--steps", s->steps, "number of steps (0: as --tokens says)");
     sub->add_option("--tokens", s->tokens, "number of tokens (0: every one once)");
     sub->add_option("--dead-after", s->dead_after, "steps without firing after which a latent is dead");
-    sub->add_option("--dead-latents", s->dead_latents, "none, ghost (relu's default), aux_k (topk's) or resample")
+    sub->add_option(
+           "--dead-latents", s->dead_latents,
+           "none, ghost (relu's default), aux_k (topk's), or resample: every dead-after + 1 steps they take the "
+           "directions of badly explained tokens")
         ->check(CLI::IsMember({"none", "ghost", "aux_k", "resample"}));
     sub->add_option("--b-dec-init", s->b_dec_init, "start of the decoder bias, from tokens of up to 128 pictures")
         ->check(CLI::IsMember({"geometric_median", "mean", "zero"}));

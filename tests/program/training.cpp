@@ -276,6 +276,18 @@ TEST_CASE("what the trainer's options do is seen in the metrics") {
     const double patchsae = last_line({})["mse"].GetDouble(), plain = last_line({"--loss=mse"})["mse"].GetDouble();
     CHECK(plain > 1.2 * patchsae);  // tokens are longer than 1
     CHECK(last_line({"--steps=0", "--tokens=480"})["step"].GetUint64() == 10);
+    // Latents that are dead after 9 steps start anew in step 10, and the run can be resumed all the same.
+    const std::vector<std::string> resampling{"--dead-latents=resample", "--dead-after=9", "--l1=0.5", "--lr=0.01",
+                                              "--checkpoint-every=25"};
+    last_line(resampling);
+    std::uint64_t resampled = 0;
+    std::ifstream metrics(work / "run" / "metrics.jsonl");
+    for (std::string line; std::getline(metrics, line);)
+        resampled += psae::json_size(psae::parse_json(line, "metrics"), "resampled", 0, "metrics");
+    CHECK(resampled > 0);
+    run_well(with(train_arguments(work, "part", "33"), resampling));
+    run_well(with(with(train_arguments(work, "part", "50"), resampling), {"--resume"}));
+    check_same_run(work / "run", work / "part");
     const auto with_clipping = last_line({"--clip-grad-norm=1e-3"})["loss"].GetDouble();
     CHECK(with_clipping != last_line({})["loss"].GetDouble());
     for (const char* kind : {"mean", "zero", "geometric_median"}) last_line({std::string("--b-dec-init=") + kind});
