@@ -1,5 +1,8 @@
 // --config: long options from a JSON file, and the options a command ran with saved as such a file.
 
+#include <charconv>
+#include <optional>
+
 #include "program.hpp"
 
 namespace patchsae {
@@ -14,14 +17,15 @@ std::string type_of(const CLI::Option& option) {
     return type.substr(0, type.find(':'));
 }
 
-// The JSON value as the command line would say it; empty if the option takes another type.
-std::string argument_of(const CLI::Option& option, const rapidjson::Value& value) {
+// The JSON value as the command line would say it; nothing if the option takes another type.
+std::optional<std::string> argument_of(const CLI::Option& option, const rapidjson::Value& value) {
     const std::string type = type_of(option);
-    if (is_flag(option)) return value.IsBool() ? (value.GetBool() ? "true" : "false") : "";
-    if (type == "UINT") return value.IsUint64() ? std::to_string(value.GetUint64()) : "";
-    if (type == "INT") return value.IsInt64() ? std::to_string(value.GetInt64()) : "";
-    if (type == "FLOAT") return value.IsNumber() ? fmt::format("{}", value.GetDouble()) : "";
-    return value.IsString() ? std::string(value.GetString(), value.GetStringLength()) : "";
+    if (is_flag(option) && value.IsBool()) return value.GetBool() ? "true" : "false";
+    if (type == "UINT" && value.IsUint64()) return std::to_string(value.GetUint64());
+    if (type == "INT" && value.IsInt64()) return std::to_string(value.GetInt64());
+    if (type == "FLOAT" && value.IsNumber()) return fmt::format("{}", value.GetDouble());
+    if (type == "TEXT" && value.IsString()) return std::string(value.GetString(), value.GetStringLength());
+    return std::nullopt;
 }
 const char* expected_type(const CLI::Option& option) {
     const std::string type = type_of(option);
@@ -43,6 +47,21 @@ rapidjson::Value value_of(const CLI::Option& option, const std::string& text, ra
 }
 
 }  // namespace
+
+void check_counts(CLI::App& app) {
+    for (CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+        for (CLI::Option* option : sub->get_options())
+            if (type_of(*option) == "UINT")
+                option->check(CLI::Validator(
+                    [](const std::string& text) {
+                        std::uint64_t n = 0;
+                        const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), n);
+                        return failure == std::errc{} && end == text.data() + text.size()
+                                   ? std::string()
+                                   : "expected an integer from 0 to 2^64 - 1, found " + text;
+                    },
+                    ""));
+}
 
 std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std::string> arguments) {
     std::string file;
@@ -77,15 +96,40 @@ std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std
             refuse("unknown key " + key + "; see patchsae " + sub->get_name() + " --help");
         const bool list = is_list(*option) && member.value.IsArray();
         for (rapidjson::SizeType i = 0; i < (list ? member.value.Size() : 1); ++i) {
-            const std::string argument = argument_of(*option, list ? member.value[i] : member.value);
-            if (argument.empty() && !member.value.IsString())
+            const auto argument = argument_of(*option, list ? member.value[i] : member.value);
+            if (!argument)
                 refuse("key " + key + ": expected " + expected_type(*option) + ", " +
                        psae::detail::found_json(member.value));
-            if (!is_given(*option)) from_file.push_back("--" + key + "=" + argument);
+            if (!is_given(*option)) from_file.push_back("--" + key + "=" + *argument);
         }
     }
     arguments.insert(arguments.begin() + 1, from_file.begin(), from_file.end());
     return arguments;
+}
+
+namespace {
+
+// What the option holds after parsing; null for an option that has no value.
+rapidjson::Value effective(const CLI::Option& option, rapidjson::Document::AllocatorType& a) {
+    std::vector<std::string> texts = option.results();
+    if (texts.empty() && !is_list(option)) texts = {option.get_default_str()};
+    if (texts.empty() || (texts[0].empty() && !is_flag(option))) return rapidjson::Value();
+    if (!is_list(option)) return value_of(option, texts.back(), a);
+    rapidjson::Value list(rapidjson::kArrayType);
+    for (const std::string& text : texts) list.PushBack(value_of(option, text, a), a);
+    return list;
+}
+
+}  // namespace
+
+std::string effective_value(const CLI::App& subcommand, const std::string& name) {
+    rapidjson::Document document;
+    const auto value = effective(*subcommand.get_option("--" + name), document.GetAllocator());
+    if (value.IsString()) return value.GetString();
+    rapidjson::StringBuffer buffer;
+    rapidjson::Writer<rapidjson::StringBuffer> writer(buffer);
+    value.Accept(writer);
+    return {buffer.GetString(), buffer.GetSize()};
 }
 
 void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result) {
@@ -94,16 +138,9 @@ void save_configuration(const CLI::App& subcommand, const std::filesystem::path&
     for (const CLI::Option* option : subcommand.get_options()) {
         if (option->get_lnames().empty()) continue;
         const std::string name = option->get_lnames().front();
-        if (name == "help" || name == "config" || name == "json") continue;
-        std::vector<std::string> texts = option->results();
-        if (texts.empty() && is_list(*option)) continue;
-        if (texts.empty()) texts = {option->get_default_str()};
-        if (texts[0].empty() && !is_flag(*option)) continue;
-        rapidjson::Value value(rapidjson::kArrayType);
-        if (is_list(*option))
-            for (const std::string& text : texts) value.PushBack(value_of(*option, text, a), a);
-        else value = value_of(*option, texts.back(), a);
-        json.AddMember(rapidjson::Value(name.c_str(), a), value, a);
+        if (name == "help" || name == "config" || name == "json" || name == "resume") continue;
+        auto value = effective(*option, a);
+        if (!value.IsNull()) json.AddMember(rapidjson::Value(name.c_str(), a), value, a);
     }
     auto file = result / "run_config.json";
     if (!std::filesystem::is_directory(result)) (file = result) += ".config.json";

@@ -1,46 +1,245 @@
+// What a model, SAE, run, result or set of pictures is, checked whole: every tensor there, of the right shape, finite.
+
+#include <fstream>
+
 #include "program.hpp"
 
 namespace patchsae {
 
+namespace {
+
+namespace fs = std::filesystem;
+
+// "2,0,7" for element i of a shape.
+std::string index_text(std::size_t i, const std::vector<std::size_t>& shape) {
+    std::string text;
+    for (std::size_t axis = shape.size(); axis-- > 0; i /= shape[axis])
+        text = std::to_string(i % shape[axis]) + (text.empty() ? "" : "," + text);
+    return text;
+}
+
+void require_finite(const psae::array& a, const std::string& where) {
+    if (!a.strings.empty()) return;
+    const auto x = psae::values<double>(a);
+    for (std::size_t i = 0; i < x.size(); ++i)
+        if (!std::isfinite(x[i]))
+            throw psae::error("array holds a value that is not finite", where + ", element " + index_text(i, a.shape));
+}
+
+// Reads every tensor, which checks it; returns the number of elements.
+std::size_t check_tensors(const psae::safetensors_file& file) {
+    std::size_t elements = 0;
+    for (const auto& e : file.entries()) {
+        stop_if_interrupted();
+        elements += file.read<double>(e.name, e.shape).size();
+    }
+    return elements;
+}
+
+template <class... Config>
+bool is_compiled_in(const psae::detail::clip_numbers& n, psae::config_list<Config...>) {
+    std::size_t count = 0;
+    return ((psae::detail::differences<Config>(n, count), count == 0) || ...);
+}
+
+// The tensors of a vision tower that is not compiled in, as loading it would want them.
+void check_vision_tensors(const psae::safetensors_directory& weights, const psae::detail::clip_numbers& n) {
+    const std::size_t d = n.width, m = n.mlp, tokens = (n.image / n.patch) * (n.image / n.patch) + 1;
+    const auto check = [&](const std::string& name, const std::vector<std::size_t>& shape) {
+        weights.read("vision_model." + name, shape);
+    };
+    check("embeddings.class_embedding", {d});
+    check("embeddings.patch_embedding.weight", {d, 3, n.patch, n.patch});
+    check("embeddings.position_embedding.weight", {tokens, d});
+    weights.read("visual_projection.weight", {n.projection, d});
+    const auto check_pair = [&](const std::string& name, const std::vector<std::size_t>& shape) {
+        check(name + ".weight", shape);
+        check(name + ".bias", {shape[0]});
+    };
+    check_pair("pre_layrnorm", {d});
+    check_pair("post_layernorm", {d});
+    for (std::size_t i = 0; i < n.layers; ++i) {
+        const std::string p = "encoder.layers." + std::to_string(i) + ".";
+        for (const char* norm : {"layer_norm1", "layer_norm2"}) check_pair(p + norm, {d});
+        for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"}) check_pair(p + "self_attn." + part, {d, d});
+        check_pair(p + "mlp.fc1", {m, d});
+        check_pair(p + "mlp.fc2", {d, m});
+    }
+}
+
+// The line that compiles such a model in.
+std::string model_line(const fs::path& directory, const psae::detail::clip_numbers& n) {
+    std::string name = "clip_";
+    for (const char c : fs::weakly_canonical(directory).filename().string())
+        name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+    return fmt::format("PSAE_CLIP_MODEL({}, {}, {}, {}, {}, {}, {}, {}, mlp_activation::{})", name, n.image, n.patch,
+                       n.width, n.layers, n.heads, n.mlp, n.projection, n.activation);
+}
+
+void describe_model(const fs::path& directory, json_object& out, std::string& line) {
+    const auto n = psae::detail::read_clip_numbers(directory / "config.json");
+    const psae::safetensors_directory weights(directory);
+    std::size_t elements = 0, tensors = 0;
+    for (const auto& file : weights.files()) {
+        elements += check_tensors(file);
+        tensors += file.entries().size();
+    }
+    const bool known = is_compiled_in(n, psae::known_clip_configs{});
+    out.add("kind", "clip").add("compiled_in", known);
+    if (known) {
+        out.add("name", psae::load_clip_vision(directory)->name());
+    } else {
+        const auto refuse = [&](const std::string& text) {
+            throw psae::error("model cannot be compiled in", (directory / "config.json").string(), text);
+        };
+        if (n.image % n.patch != 0) refuse("expected an image_size that is a multiple of patch_size");
+        if (n.width % n.heads != 0) refuse("expected a hidden_size that is a multiple of num_attention_heads");
+        if (n.activation != "quick_gelu" && n.activation != "gelu")
+            refuse("expected hidden_act quick_gelu or gelu, found " + n.activation);
+        if (n.eps != 1e-5) refuse(fmt::format("expected layer_norm_eps 1e-05, found {}", n.eps));
+        check_vision_tensors(weights, n);
+        line = model_line(directory, n);
+    }
+    psae::read_preprocessing(directory, n.image);
+    out.add("image", n.image)
+        .add("patch", n.patch)
+        .add("tokens", (n.image / n.patch) * (n.image / n.patch) + 1)
+        .add("width", n.width)
+        .add("layers", n.layers)
+        .add("heads", n.heads)
+        .add("mlp", n.mlp)
+        .add("projection", n.projection)
+        .add("activation", n.activation)
+        .add("tensors", tensors)
+        .add("parameters", elements);
+}
+
+void describe_sae(const fs::path& path, json_object& out) {
+    const auto directory = fs::is_directory(path) ? path : path.parent_path();
+    const auto sae = psae::read_sae(path);
+    out.add("kind", fs::exists(directory / "metrics.jsonl") ? "run" : "sae")
+        .add("architecture", sae.architecture)
+        .add("d_in", sae.d_in)
+        .add("d_sae", sae.d_sae);
+    if (sae.k > 0) out.add("k", sae.k);
+    out.add("centred_input", sae.centred_input)
+        .add("input_scaling", sae.scaling == psae::input_scaling::layer_norm      ? "layer_norm"
+                              : sae.scaling == psae::input_scaling::constant_norm ? "constant_norm"
+                                                                                  : "none");
+    if (const auto metrics = directory / "metrics.jsonl"; fs::exists(metrics)) {
+        std::ifstream in(metrics);
+        std::size_t steps = 0;
+        std::string line, last = "{}";
+        for (; std::getline(in, line); last = line) ++steps;
+        out.add("steps", steps);
+        const auto json = psae::parse_json(last, metrics.string() + ", last line");
+        for (const char* key : {"loss", "l0", "explained_variance", "dead_fraction"})
+            if (psae::find_member(json, key) != nullptr)
+                out.add(key, psae::json_number(json, key, 0, metrics.string() + ", last line"));
+    }
+    if (const auto checkpoint = directory / "checkpoint" / "state.safetensors"; fs::exists(checkpoint)) {
+        const psae::safetensors_file file(checkpoint);
+        check_tensors(file);
+        out.add("checkpoint_steps", file.read<std::uint64_t>("counters", {2})[0]);
+    }
+}
+
+void check_codes(const std::map<std::string, psae::array>& arrays, const std::string& where) {
+    const auto get = [&](const char* name) { return psae::values<std::int64_t>(arrays.at(name)); };
+    const auto shape = get("shape"), indptr = get("indptr"), indices = get("indices");
+    bool good = shape.size() == 2 && indptr.size() == std::size_t(shape[0]) + 1 && indptr.front() == 0 &&
+                indptr.back() == std::int64_t(indices.size()) && arrays.at("data").size() == indices.size() &&
+                std::is_sorted(indptr.begin(), indptr.end());
+    for (std::size_t i = 0; good && i < indices.size(); ++i) good = indices[i] >= 0 && indices[i] < shape[1];
+    if (!good) throw psae::error("arrays do not describe a CSR matrix", where);
+}
+
+// Results are known by their arrays.
+void describe_arrays(const std::string& path, json_object& out) {
+    const auto arrays = psae::read_npz(path);
+    const auto has = [&](auto... names) { return (arrays.contains(names) && ...); };
+    const bool summary = has("token_frequency", "top_images"), codes = has("indptr", "indices", "data", "shape");
+    out.add("kind", codes                              ? "codes"
+                    : summary                          ? "latents"
+                    : has("tokens", "image_embeds")    ? "embeddings"
+                    : has("pixels", "files")           ? "pixels"
+                    : has("map") && arrays.size() == 1 ? "mask"
+                                                       : "arrays");
+    // Statistics that a latent which never fires, or pictures without labels, do not have are NaN.
+    const std::vector<std::string> may_be_nan{"mean_activation", "mean_image_score", "label_entropy", "label_std"};
+    std::size_t rows = 0;
+    for (const auto& [name, a] : arrays) {
+        const std::string where = path + ", array " + name;
+        if (!summary || std::find(may_be_nan.begin(), may_be_nan.end(), name) == may_be_nan.end())
+            require_finite(a, where);
+        out.add(name.c_str(), a.shape);
+        if (name != "pixels" && name != "tokens" && name != "image_embeds" && name != "files" && name != "labels")
+            continue;
+        const std::size_t n = a.shape.empty() ? 0 : a.shape[0];
+        if (rows != 0 && n != rows)
+            throw psae::error("arrays are of different numbers of pictures", where,
+                              fmt::format("expected {}, found {}", rows, n));
+        rows = n;
+    }
+    if (codes) check_codes(arrays, path);
+}
+
+void describe_pictures(const std::string& path, const common_options& common, json_object& out) {
+    image_options options;
+    options.images = {path};
+    const auto list = list_images(options);
+    const std::size_t skipped =
+        each_batch(list, options, {}, psae::cpu(common.threads), 16, [](const auto&, const auto&) {});
+    out.add("kind", "images")
+        .add("images", list.files.size())
+        .add("unreadable", skipped)
+        .add("classes", list.class_names.size());
+}
+
+void run(const std::string& given, const common_options& common) {
+    const fs::path path(given);
+    if (!fs::exists(path)) throw psae::error("no such file or directory", given);
+    const auto extension = psae::detail::lower_case(path.extension().string());
+    json_object out;
+    std::string line;
+    if (extension == ".npz") {
+        describe_arrays(given, out);
+    } else if (extension == ".npy") {
+        const auto a = psae::read_npy(path);
+        require_finite(a, given);
+        out.add("kind", "array").add("shape", a.shape);
+    } else if (fs::exists(path / "cfg.json") || path.filename() == "sae_weights.safetensors") {
+        describe_sae(path, out);
+    } else if (fs::exists(path / "config.json")) {
+        describe_model(path, out, line);
+    } else if (extension == ".safetensors") {
+        const psae::safetensors_file file(path);
+        out.add("kind", "tensors").add("elements", check_tensors(file));
+        for (const auto& e : file.entries()) out.add(e.name.c_str(), e.shape);
+    } else if (fs::is_directory(path / "checkpoint")) {
+        throw psae::error("run has no SAE yet", given, "expected cfg.json and sae_weights.safetensors",
+                          "end the run, or go on with train --resume");
+    } else {
+        describe_pictures(given, common, out);
+    }
+    if (!line.empty()) out.add("psae_models", line);
+    if (common.json) return out.print();
+    if (line.empty()) return out.print_lines();
+    // As it stands this is a file for PSAE_MODELS.
+    fmt::print("// {} is not compiled in; save this as FILE and build with cmake -DPSAE_MODELS=FILE\n{}\n", given,
+               line);
+}
+
+}  // namespace
+
 void add_info(CLI::App& app) {
-    auto* sub = app.add_subcommand(
-        "info", "what a model, SAE or result file is; checks it whole\n  patchsae info data/tiny-clip");
+    auto* sub = add_command(app, "info", "what a model, SAE, run, result or set of pictures is; checks it whole",
+                            "data/tiny-clip");
     auto path = std::make_shared<std::string>();
     auto common = std::make_shared<common_options>();
     sub->add_option("path", *path, "directory or file")->required();
     common->add_to(*sub);
-    sub->callback([path, common] {
-        const std::filesystem::path p(*path);
-        if (!std::filesystem::exists(p)) throw psae::error("no such file or directory", *path);
-        const auto directory = std::filesystem::is_directory(p) ? p : p.parent_path();
-        if (p.extension() == ".npz") {
-            const auto arrays = psae::read_npz(p);
-            for (const auto& [name, a] : arrays) fmt::print("{} {}\n", name, psae::shape_text(a.shape));
-        } else if (p.extension() == ".npy") {
-            fmt::print("array {}\n", psae::shape_text(psae::read_npy(p).shape));
-        } else if (std::filesystem::exists(directory / "cfg.json")) {
-            const auto s = psae::read_sae(p);
-            if (common->json)
-                fmt::print("{{\"kind\": \"sae\", \"architecture\": \"{}\", \"d_in\": {}, \"d_sae\": {}, \"k\": {}}}\n",
-                           s.architecture, s.d_in, s.d_sae, s.k);
-            else
-                fmt::print("SAE: {}, d_in {}, d_sae {}{}\n", s.architecture, s.d_in, s.d_sae,
-                           s.k > 0 ? fmt::format(", k {}", s.k) : "");
-        } else if (p.extension() == ".safetensors") {
-            const psae::safetensors_file file(p);
-            for (const auto& e : file.entries()) fmt::print("{} {}\n", e.name, psae::shape_text(e.shape));
-        } else {
-            const auto t = psae::load_clip_vision(p);
-            if (common->json)
-                fmt::print(
-                    "{{\"kind\": \"clip\", \"name\": \"{}\", \"image\": {}, \"tokens\": {}, \"width\": {}, \"layers\": "
-                    "{}, \"projection\": {}}}\n",
-                    t->name(), t->image_size(), t->tokens(), t->width(), t->layers(), t->projection());
-            else
-                fmt::print("CLIP vision tower {}: {} pixels, {} tokens of width {}, {} layers, projection {}\n",
-                           t->name(), t->image_size(), t->tokens(), t->width(), t->layers(), t->projection());
-        }
-    });
+    sub->callback([path, common] { run(*path, *common); });
 }
 
 }  // namespace patchsae

@@ -4,17 +4,6 @@
 
 #include "program.hpp"
 
-namespace {
-
-// Errors are one line, whatever a file name or a header puts into them.
-std::string one_line(std::string text) {
-    for (char& c : text)
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
-    return text;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
     CLI::App app{"Sparse autoencoders on vision transformers", "patchsae"};
     app.set_version_flag("--version", PSAE_VERSION);
@@ -26,12 +15,16 @@ int main(int argc, char** argv) {
     patchsae::add_encode(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
+    patchsae::check_counts(app);
     const auto fail = [](int code, const std::string& text) {
-        fmt::print(stderr, "patchsae: error: {}\n", one_line(text));
+        patchsae::report_line("patchsae: error: " + text);
         return code;
     };
     try {
         patchsae::catch_signals();
+        if (argc > 1 && argv[1][0] != '-' &&
+            app.get_subcommands([&](auto* s) { return s->get_name() == argv[1]; }).empty())
+            throw CLI::ValidationError("there is no command " + std::string(argv[1]));
         auto arguments = patchsae::with_configuration(app, {argv + 1, argv + argc});
         std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
         app.parse(std::move(arguments));                   // a subcommand runs as soon as it is parsed

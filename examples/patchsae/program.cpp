@@ -52,7 +52,8 @@ void common_options::add_to(CLI::App& app) {
 void image_options::add_to(CLI::App& app, bool model_required) {
     auto* m = app.add_option("--model", model, "Hugging Face CLIP directory");
     if (model_required) m->required();
-    app.add_option("--images", images, "folder (sub-folders are classes), .csv, .tsv or picture; repeatable");
+    app.add_option("--images", images, "folder (sub-folders are classes), .csv, .tsv or picture; repeatable")
+        ->default_str("");
     app.add_option("--split", split, "use only rows of this split");
     app.add_option("--limit", limit, "use at most so many pictures (0: all)");
     app.add_option("--alpha", alpha, "transparency: blended over white, or dropped")
@@ -67,6 +68,12 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
     sub->footer("Example:\n  patchsae " + name + " " + example);
     sub->option_defaults()->always_capture_default();
     return sub;
+}
+
+void report_line(std::string text) {
+    for (char& c : text)
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+    fmt::print(stderr, "{}\n", text);
 }
 
 json_object& json_object::add_value(const char* key, rapidjson::Value value) {
@@ -93,6 +100,15 @@ std::string json_object::text() const {
     rapidjson::Writer<rapidjson::StringBuffer> writer(buffer);
     document_.Accept(writer);
     return {buffer.GetString(), buffer.GetSize()};
+}
+
+void json_object::print_lines() const {
+    for (const auto& m : document_.GetObject()) {
+        rapidjson::StringBuffer buffer;
+        rapidjson::Writer<rapidjson::StringBuffer> writer(buffer);
+        m.value.Accept(writer);
+        fmt::print("{}: {}\n", m.name.GetString(), m.value.IsString() ? m.value.GetString() : buffer.GetString());
+    }
 }
 
 progress::progress(std::string unit, std::size_t total)
@@ -138,7 +154,7 @@ psae::picture_reader read_pictures(psae::image_list list, const image_options& o
                                    const psae::preprocessing& how) {
     return psae::picture_reader(std::move(list), how, options.alpha_mode(), [strict = options.strict](const auto& e) {
         if (strict) throw e;
-        fmt::print(stderr, "patchsae: skipped: {}\n", e.what());
+        report_line(std::string("patchsae: skipped: ") + e.what());
     });
 }
 

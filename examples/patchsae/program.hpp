@@ -49,15 +49,24 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
 CLI::Validator positive();
 CLI::Validator not_negative();
 
+// Lets options that count something refuse negative numbers (CLI11 would let -3 wrap around), in all subcommands.
+void check_counts(CLI::App& app);
+
 // The command line (without the program's name) with the options of its --config FILE.json added, as far as they are
 // not given on it. CLI::ParseError, naming the key, for a file that is no object of options of this subcommand.
 std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std::string> arguments);
+
+// The value of an option after parsing, given or default, as text.
+std::string effective_value(const CLI::App& subcommand, const std::string& name);
 
 // Writes the options the subcommand ran with, in the form --config reads: beside a file result as RESULT.config.json,
 // into a directory as run_config.json.
 void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result);
 
 // Reporting ----------------------------------------------------------------------------------------------------------
+
+// Writes a line to stderr; control characters (a file name may hold any) become spaces, so that it stays one.
+void report_line(std::string text);
 
 // A summary as one line of JSON, fields in the order they are added.
 class json_object {
@@ -73,6 +82,8 @@ public:
     json_object& add(const char* key, const std::vector<std::size_t>& numbers);
     std::string text() const;
     void print() const { fmt::print("{}\n", text()); }
+    // For people: a line for each field.
+    void print_lines() const;
 
 private:
     json_object& add_value(const char* key, rapidjson::Value value);

@@ -3,7 +3,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include <psae/attribution/chart.hpp>
+#include <psae/io/training_curves.hpp>
 #include <psae/io/training_run.hpp>
 #include <psae/sae/geometric_median.hpp>
 #include <psae/sae/patchsae.hpp>
@@ -36,47 +36,20 @@ struct data {
     std::string fingerprint;
 };
 
-std::string crc_text(unsigned long crc) { return fmt::format("crc32 {:08x}", crc); }
-
 // What decides the numbers of a run, apart from the number of threads.
-psae::run_identity identity_of(const state& s, std::size_t d_sae, const std::string& fingerprint) {
-    psae::run_identity identity{{"variant", s.variant},
-                                {"loss", s.loss},
-                                {"d-sae", std::to_string(d_sae)},
-                                {"dead-latents", s.dead_latents},
-                                {"dead-after", std::to_string(s.dead_after)},
-                                {"lr", fmt::format("{}", s.lr)},
-                                {"warmup-steps", std::to_string(s.warmup_steps)},
-                                {"schedule", s.schedule},
-                                {"batch-tokens", std::to_string(s.batch_tokens)},
-                                {"clip-grad-norm", fmt::format("{}", s.clip_grad_norm)},
-                                {"normalise-decoder", s.normalise_decoder ? "true" : "false"},
-                                {"order", s.order},
-                                {"seed", std::to_string(s.common.seed)},
-                                {"data", fingerprint}};
-    if (s.variant == "topk") identity["k"] = std::to_string(s.k);
-    if (s.variant == "relu") identity["l1"] = fmt::format("{}", s.l1);
+psae::run_identity identity_of(const state& s, const CLI::App& sub, std::size_t d_sae, const std::string& data) {
+    psae::run_identity identity{
+        {"data", data}, {"d-sae", std::to_string(d_sae)}, {"held-out", s.eval_every > 0 ? "a twentieth" : "nothing"}};
+    for (const char* name : {"variant", "k", "l1", "loss", "lr", "warmup-steps", "schedule", "batch-tokens",
+                             "dead-after", "dead-latents", "normalise-decoder", "clip-grad-norm", "order", "seed"})
+        identity[name] = effective_value(sub, name);
     if (s.schedule != "constant") identity["steps"] = std::to_string(s.steps);
     return identity;
 }
 
-void start_from(const std::string& init, psae::sae_parameters<>& sae) {
-    const auto from = psae::read_sae(init);
-    if (from.d_in != sae.inputs() || from.d_sae != sae.latents())
-        throw psae::error("initial SAE has another size", init,
-                          fmt::format("expected d_in {} and d_sae {}, found {} and {}", sae.inputs(), sae.latents(),
-                                      from.d_in, from.d_sae));
-    if (!from.centred_input || from.scaling != psae::input_scaling::none)
-        throw psae::error("initial SAE treats its input otherwise than training does", init,
-                          "expected apply_b_dec_to_input true and normalize_activations none");
-    std::copy(from.W_enc.begin(), from.W_enc.end(), sae.W_enc.data());
-    std::copy(from.b_enc.begin(), from.b_enc.end(), sae.b_enc.data());
-    std::copy(from.W_dec.begin(), from.W_dec.end(), sae.W_dec.data());
-    std::copy(from.b_dec.begin(), from.b_dec.end(), sae.b_dec.data());
-}
-
-template <class Source>
-void start_anew(const state& s, Source& source, psae::sae_parameters<>& sae) {
+template <class Variant, class Source>
+void start(const state& s, Source& source, Variant& sae) {
+    if (!s.init.empty()) return psae::set_parameters(sae, psae::read_sae(s.init));
     psae::random_stream random(s.common.seed);
     sae.initialise(random);
     if (s.b_dec_init == "zero") return;
@@ -87,38 +60,8 @@ void start_anew(const state& s, Source& source, psae::sae_parameters<>& sae) {
     std::copy(b.begin(), b.end(), sae.b_dec.data());
 }
 
-// The curves of metrics.jsonl as PNG pictures.
-void draw_curves(const std::filesystem::path& directory) {
-    struct curve {
-        const char *file, *key, *eval_key;
-    };
-    for (const auto& [file, key, eval_key] :
-         {curve{"loss.png", "loss", nullptr},
-          {"l0.png", "l0", "eval_l0"},
-          {"dead.png", "dead_fraction", nullptr},
-          {"explained_variance.png", "explained_variance", "eval_explained_variance"}}) {
-        psae::series training{"training", {}, {}}, held_out{"held out", {}, {}};
-        std::ifstream in(directory / "metrics.jsonl");
-        for (std::string line; std::getline(in, line);) {
-            const auto json = psae::parse_json(line, "metrics.jsonl");
-            const auto add = [&](psae::series& to, const char* name) {
-                const auto* v = name == nullptr ? nullptr : psae::find_member(json, name);
-                if (v == nullptr || !v->IsNumber()) return;
-                to.x.push_back(psae::json_number(json, "step", 0, "metrics.jsonl"));
-                to.y.push_back(v->GetDouble());
-            };
-            add(training, key);
-            add(held_out, eval_key);
-        }
-        std::vector<psae::series> all{std::move(training)};
-        if (!held_out.x.empty()) all.push_back(std::move(held_out));
-        psae::write_png(directory / file, psae::to_image(psae::line_plot(key, "step", key, std::move(all))));
-    }
-}
-
 template <class Variant, class Source>
-void train(const state& s, const CLI::App& sub, Variant& sae, data<Source>& rows,
-           const psae::training_options& training) {
+void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, const psae::training_options& training) {
     psae::cpu device(s.common.threads);
     psae::training_run<Variant> run(sae, training,
                                     {.directory = s.out,
@@ -128,11 +71,11 @@ void train(const state& s, const CLI::App& sub, Variant& sae, data<Source>& rows
                                      .seed = s.common.seed,
                                      .checkpoint_every = s.checkpoint_every,
                                      .eval_every = s.eval_every,
-                                     .identity = identity_of(s, sae.latents(), rows.fingerprint)},
+                                     .resample_every = s.dead_latents == "resample" ? s.dead_after + 1 : 0,
+                                     .identity = identity_of(s, sub, sae.latents(), rows.fingerprint)},
                                     device, std::move(rows.held_out));
     if (s.resume) run.resume();
-    else if (!s.init.empty()) start_from(s.init, sae);
-    else start_anew(s, rows.source, sae);
+    else start(s, rows.source, sae);
     std::filesystem::create_directories(s.out);
     save_configuration(sub, s.out);
 
@@ -147,7 +90,7 @@ void train(const state& s, const CLI::App& sub, Variant& sae, data<Source>& rows
                      now.tokens_per_s / double(s.batch_tokens));
         });
     }
-    draw_curves(s.out);
+    psae::write_training_curves(s.out);
     const std::size_t steps = run.trainer().steps_done();
     if (s.common.json)
         json_object{}
@@ -167,7 +110,7 @@ void train(const state& s, const CLI::App& sub, Variant& sae, data<Source>& rows
 }
 
 template <class Source>
-void with_variant(state& s, const CLI::App& sub, data<Source> rows) {
+void with_variant(state& s, CLI::App& sub, data<Source> rows) {
     const std::size_t d = rows.source.columns();
     const std::size_t latents = s.d_sae > 0       ? s.d_sae
                                 : !s.init.empty() ? psae::read_sae(s.init).d_sae
@@ -186,6 +129,8 @@ void with_variant(state& s, const CLI::App& sub, data<Source> rows) {
             "there are fewer tokens than a batch takes", "train",
             fmt::format("expected at least {}, found {}", s.batch_tokens, s.tokens > 0 ? s.tokens : rows.source.rows()),
             "lower --batch-tokens or give --steps");
+    sub.get_option("--d-sae")->default_str(std::to_string(latents));
+    sub.get_option("--steps")->default_str(std::to_string(s.steps));
     psae::training_options training;
     training.lr = s.lr;
     training.warmup_steps = s.warmup_steps;
@@ -202,7 +147,7 @@ void with_variant(state& s, const CLI::App& sub, data<Source> rows) {
                               fmt::format("expected at most {}, found {}", latents, s.k));
         psae::topk<> sae(d, latents);
         sae.k = s.k;
-        if (s.dead_latents == "none") sae.aux_weight = 0;
+        if (s.dead_latents != "aux_k") sae.aux_weight = 0;
         train(s, sub, sae, rows, training);
     } else {
         psae::patchsae<> sae(d, latents);
@@ -213,30 +158,22 @@ void with_variant(state& s, const CLI::App& sub, data<Source> rows) {
     }
 }
 
-void train_on_file(state& s, const CLI::App& sub) {
+void train_on_file(state& s, CLI::App& sub) {
     std::size_t d = 0;
     auto x = read_activations(s.activations, d);
-    const auto fingerprint =
-        fmt::format("{} x {}, {}", x.size() / d, d,
-                    crc_text(crc32_z(0, reinterpret_cast<const Bytef*>(x.data()), x.size() * sizeof(float))));
+    const auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(x.data()), x.size() * sizeof(float));
+    const auto fingerprint = fmt::format("{} x {}, crc32 {:08x}", x.size() / d, d, crc);
     std::vector<float> held_out;
-    if (s.eval_every > 0) {
-        const auto split = psae::split_held_out(x.size() / d, most_held_out_tokens, s.common.seed);
-        for (const std::size_t r : split.held_out)
-            held_out.insert(held_out.end(), x.data() + r * d, x.data() + (r + 1) * d);
-        for (std::size_t i = 0; i < split.kept.size(); ++i)
-            std::copy_n(x.data() + split.kept[i] * d, d, x.data() + i * d);
-        x.resize(split.kept.size() * d);
-    }
+    if (s.eval_every > 0) held_out = psae::hold_out_rows(x, d, most_held_out_tokens, s.common.seed);
     psae::stored_activations source(std::move(x), d, s.order == "sequential", s.common.seed);
     with_variant(s, sub, data<psae::stored_activations>{source, std::move(held_out), fingerprint});
 }
 
-void train_on_pictures(state& s, const CLI::App& sub) {
+void train_on_pictures(state& s, CLI::App& sub) {
     const psae::cpu device(s.common.threads);
     const auto tower = psae::load_clip_vision(s.images.model);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
-    const std::size_t layer = tower->hidden_index(s.images.layer), T = tower->tokens();
+    const std::size_t layer = tower->hidden_index(s.images.layer);
     auto list = list_images(s.images);
     unsigned long crc = 0;
     for (const auto& file : list.files) {
@@ -244,26 +181,16 @@ void train_on_pictures(state& s, const CLI::App& sub) {
         crc = crc32_z(crc, reinterpret_cast<const Bytef*>(name.c_str()), name.size() + 1);
     }
     const auto fingerprint =
-        fmt::format("{} pictures, {}, {} layer {}", list.files.size(), crc_text(crc), tower->name(), layer);
+        fmt::format("{} pictures, crc32 {:08x}, {} layer {}", list.files.size(), crc, tower->name(), layer);
     std::vector<float> held_out;
     if (s.eval_every > 0) {
-        const auto split = psae::split_held_out(list.files.size(), most_held_out_tokens / T, s.common.seed);
-        const auto take = [&](const std::vector<std::size_t>& which) {
-            psae::image_list part{{}, {}, list.class_names};
-            for (const std::size_t i : which) {
-                part.files.push_back(list.files[i]);
-                part.labels.push_back(list.labels[i]);
-            }
-            return part;
-        };
-        each_batch(take(split.held_out), s.images, how, device, 8, [&](const auto& pixels, const auto& which) {
-            psae::arena<> scratch;
-            std::vector<float> x(which.size() * T * tower->width());
-            tower->embed(device, scratch, pixels.data(), which.size(), x.data());
-            tower->run(device, scratch, x.data(), which.size(), 0, layer);
-            held_out.insert(held_out.end(), x.begin(), x.end());
-        });
-        list = take(split.kept);
+        const auto split =
+            psae::split_held_out(list.files.size(), most_held_out_tokens / tower->tokens(), s.common.seed);
+        auto pictures = read_pictures(psae::select(list, split.held_out), s.images, how);
+        psae::image_activations part(*tower, pictures, layer, device, s.common.seed);
+        held_out.resize(part.rows() * part.columns());
+        part.read(0, part.rows(), held_out.data());
+        list = psae::select(list, split.kept);
     }
     auto pictures = read_pictures(std::move(list), s.images, how);
     psae::image_activations source(*tower, pictures, layer, device, s.common.seed);
@@ -273,7 +200,7 @@ void train_on_pictures(state& s, const CLI::App& sub) {
 }
 
 // Choices that depend on one another, and those that are known but not there yet.
-void check(state& s) {
+void check(state& s, CLI::App& sub) {
     if (s.activations.empty() == s.images.images.empty())
         throw CLI::ValidationError("train", "expected --activations, or --model and --images");
     if (!s.images.images.empty() && s.images.model.empty()) throw CLI::RequiredError("--model");
@@ -281,14 +208,13 @@ void check(state& s) {
         throw CLI::ValidationError("--order", "sequential goes with --activations");
     if (s.variant != "relu" && s.variant != "topk")
         throw psae::error("this variant is not there yet", "--variant " + s.variant, "expected relu or topk");
-    if (s.dead_latents == "resample")
-        throw psae::error("resampling of dead latents is not there yet", "--dead-latents resample",
-                          "expected none, ghost (relu) or aux_k (topk)");
     const bool relu = s.variant == "relu";
     if (s.dead_latents.empty()) s.dead_latents = relu ? "ghost" : "aux_k";
     if (s.dead_latents == (relu ? "aux_k" : "ghost"))
         throw CLI::ValidationError("--dead-latents", "ghost goes with relu, aux_k with topk");
     if (s.loss.empty()) s.loss = relu ? "patchsae" : "mse";
+    sub.get_option("--dead-latents")->default_str(s.dead_latents);
+    sub.get_option("--loss")->default_str(s.loss);
     if (!relu && s.loss == "patchsae") throw CLI::ValidationError("--loss", "patchsae goes with relu");
 }
 
@@ -318,7 +244,10 @@ void add_train(CLI::App& app) {
     sub->add_option("--steps", s->steps, "number of steps (0: as --tokens says)");
     sub->add_option("--tokens", s->tokens, "number of tokens (0: every one once)");
     sub->add_option("--dead-after", s->dead_after, "steps without firing after which a latent is dead");
-    sub->add_option("--dead-latents", s->dead_latents, "none, ghost (relu's default), aux_k (topk's) or resample")
+    sub->add_option(
+           "--dead-latents", s->dead_latents,
+           "none, ghost (relu's default), aux_k (topk's), or resample: every dead-after + 1 steps they take the "
+           "directions of badly explained tokens")
         ->check(CLI::IsMember({"none", "ghost", "aux_k", "resample"}));
     sub->add_option("--b-dec-init", s->b_dec_init, "start of the decoder bias, from tokens of up to 128 pictures")
         ->check(CLI::IsMember({"geometric_median", "mean", "zero"}));
@@ -335,7 +264,7 @@ void add_train(CLI::App& app) {
     sub->add_flag("--resume", s->resume, "go on from the checkpoint of --out");
     sub->add_option("--out", s->out, "run directory")->required();
     sub->callback([s, sub] {
-        check(*s);
+        check(*s, *sub);
         if (s->activations.empty()) train_on_pictures(*s, *sub);
         else train_on_file(*s, *sub);
     });

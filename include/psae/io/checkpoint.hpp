@@ -38,7 +38,8 @@ void write_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<V
         shapes[std::string("adam_m.") + name] = shapes[std::string("adam_v.") + name] = detail::extents_of(p.shape());
         tensors.push_back(to_write(name, detail::extents_of(p.shape()), p.data()));
     });
-    run.each_state([&](const std::string& name, auto* data, std::size_t count) {
+    run.each_state([&](const auto& given, auto* data, std::size_t count) {
+        const std::string name(given);
         const auto shape = shapes.find(name);
         tensors.push_back(to_write(name, shape == shapes.end() ? std::vector{count} : shape->second, data));
     });
@@ -75,7 +76,7 @@ void read_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<Va
         std::copy(values.begin(), values.end(), data);
     };
     sae.each_parameter([&](const char* name, auto& p) { copy(name, p.data(), p.size()); });
-    run.each_state([&](const std::string& name, auto* data, std::size_t count) { copy(name, data, count); });
+    run.each_state([&](const auto& name, auto* data, std::size_t count) { copy(std::string(name), data, count); });
 }
 
 }  // namespace psae

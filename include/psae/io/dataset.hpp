@@ -28,6 +28,16 @@ struct image_list {
     std::vector<std::string> class_names;
 };
 
+// The images `which` of a list, in that order; class names stay as they are.
+inline image_list select(const image_list& list, std::span<const std::size_t> which) {
+    image_list part{{}, {}, list.class_names};
+    for (const std::size_t i : which) {
+        part.files.push_back(list.files[i]);
+        part.labels.push_back(list.labels[i]);
+    }
+    return part;
+}
+
 struct list_options {
     std::size_t limit = 0;  // at most so many files, the first ones; 0: all
     std::string split{};    // of a table: only rows with this split; of a folder: its sub-folder of this name

@@ -1,5 +1,9 @@
 #pragma once
 // Pictures of a list as a vision tower takes them, and the tokens of one of its layers as training rows.
+//
+//   psae::picture_reader pictures(list, how, psae::alpha_mode::white, [](const psae::error& e) { log(e.what()); });
+//   psae::image_activations source(*tower, pictures, layer, device, seed);
+//   psae::activation_stream stream(source, 4096, 4, true, seed);
 
 #include <algorithm>
 #include <cstddef>

@@ -19,6 +19,7 @@
 #include <psae/io/checkpoint.hpp>
 #include <psae/io/sae_file.hpp>
 #include <psae/sae/activation_stream.hpp>
+#include <psae/sae/resample.hpp>
 
 namespace psae {
 
@@ -28,6 +29,7 @@ struct training_run_options {
     bool shuffled = true;  // rows of a block are mixed; otherwise they come as the source gives them
     std::uint64_t seed = 0;
     std::size_t checkpoint_every = 0, eval_every = 0;  // steps; 0: only at the end, never
+    std::size_t resample_every = 0;                    // steps after which dead latents start anew; 0: never
     run_identity identity;
 };
 
@@ -48,6 +50,17 @@ inline held_out_split split_held_out(std::size_t n, std::size_t most, std::uint6
     std::sort(split.kept.begin(), split.kept.end());
     std::sort(split.held_out.begin(), split.held_out.end());
     return split;
+}
+
+// Takes the held-out rows out of x [n, d] and returns them.
+inline std::vector<float> hold_out_rows(std::vector<float>& x, std::size_t d, std::size_t most, std::uint64_t seed) {
+    const held_out_split split = split_held_out(x.size() / d, most, seed);
+    std::vector<float> held_out;
+    for (const std::size_t r : split.held_out)
+        held_out.insert(held_out.end(), x.data() + r * d, x.data() + (r + 1) * d);
+    for (std::size_t i = 0; i < split.kept.size(); ++i) std::copy_n(x.data() + split.kept[i] * d, d, x.data() + i * d);
+    x.resize(split.kept.size() * d);
+    return held_out;
 }
 
 namespace detail {
@@ -102,6 +115,7 @@ public:
           options_(std::move(options)),
           device_(device),
           held_out_(std::move(held_out)),
+          dead_after_(training.dead_after),
           trainer_(sae, training, device) {}
 
     const psae::trainer<Variant>& trainer() const { return trainer_; }
@@ -127,8 +141,12 @@ public:
             auto before = std::chrono::steady_clock::now();
             double rate = 0;
             while (trainer_.steps_done() < options_.steps && !stop()) {
-                m = trainer_.step(stream.next());
-                metrics_log.add(trainer_.steps_done(), fields_of(m));
+                const auto x = stream.next();
+                m = trainer_.step(x);
+                auto fields = fields_of(m);
+                if (options_.resample_every > 0 && trainer_.steps_done() % options_.resample_every == 0)
+                    fields.emplace_back("resampled", double(resample_dead(x)));
+                metrics_log.add(trainer_.steps_done(), fields);
                 const auto now = std::chrono::steady_clock::now();
                 const double seconds = std::chrono::duration<double>(now - std::exchange(before, now)).count();
                 const double tokens_per_s = double(options_.batch_tokens) / seconds;
@@ -155,19 +173,50 @@ private:
                                      {"lr", m.lr}});
         if (options_.eval_every > 0 && !held_out_.empty() && trainer_.steps_done() % options_.eval_every == 0) {
             const auto q =
-                evaluate_sae(device_, evaluation_, sae_view(sae_), held_out_.data(), held_out_.size() / sae_.inputs());
+                evaluate_sae(device_, scratch_, sae_view(sae_), held_out_.data(), held_out_.size() / sae_.inputs());
             fields.insert(fields.end(),
                           {{"eval_mse", q.mse}, {"eval_l0", q.l0}, {"eval_explained_variance", q.explained_variance}});
         }
         return fields;
     }
 
+    // Gives dead latents the directions of the rows of the batch that are explained worst (as far as there are enough
+    // of them). Returns how many.
+    std::size_t resample_dead(view<const float, shape<dyn, dyn>> x) {
+        std::vector<std::uint32_t> dead;
+        for (std::size_t f = 0; f < sae_.latents(); ++f)
+            if (trainer_.since_fired()[f] > dead_after_) dead.push_back(static_cast<std::uint32_t>(f));
+        const std::size_t n = x.rows(), d = x.cols();
+        scratch_.reset();
+        const auto z = encode_rows(device_, scratch_, sae_view(sae_), x.data, n);
+        float* x_hat = scratch_.allocate<float>(n * d);
+        decode_rows(device_, sae_view(sae_), z, x.data, x_hat);
+        std::vector<float> errors(n);
+        std::size_t positive = 0;
+        for (std::size_t r = 0; r < n; ++r) {
+            for (std::size_t c = 0; c < d; ++c)
+                errors[r] += (x.data[r * d + c] - x_hat[r * d + c]) * (x.data[r * d + c] - x_hat[r * d + c]);
+            positive += errors[r] > 0;
+        }
+        dead.resize(std::min(dead.size(), positive));
+        if (dead.empty()) return 0;
+        random_stream random(options_.seed ^ 0xBB67AE8584CAA73Bu, std::uint64_t{trainer_.steps_done()} << 24);
+        const auto rows = draw_rows(resampling::anthropic, errors, dead.size(), random);
+        resample(sae_, trainer_, dead, x, rows, resampling::anthropic);
+        trainer_.each_state([&](const auto& name, auto* data, std::size_t) {
+            if (std::string(name) == "since_fired")
+                for (const std::uint32_t f : dead) data[f] = 0;
+        });
+        return dead.size();
+    }
+
     Variant& sae_;
     training_run_options options_;
     cpu& device_;
     std::vector<float> held_out_;
+    std::size_t dead_after_;
     psae::trainer<Variant> trainer_;
-    arena<> evaluation_;
+    arena<> scratch_;  // of evaluation and resampling
 };
 
 }  // namespace psae

@@ -43,9 +43,27 @@ struct clip_tiny_test : clip_vision_config<32, 8, 64, 4, 4, 256, 24> {
     static constexpr const char* name = "test";
 };
 
+// Further models: PSAE_MODELS names a file of lines
+//   PSAE_CLIP_MODEL(identifier, image, patch, width, layers, heads, mlp, projection, mlp_activation::quick_gelu)
+// as `patchsae info DIR` prints them. It must be the same in every file of a program.
+#ifdef PSAE_MODELS
+#define PSAE_CLIP_MODEL(IDENTIFIER, ...)                  \
+    struct IDENTIFIER : clip_vision_config<__VA_ARGS__> { \
+        static constexpr const char* name = #IDENTIFIER;  \
+    };
+#include PSAE_MODELS
+#undef PSAE_CLIP_MODEL
+#endif
+
 template <class... Config>
 struct config_list {};
 using known_clip_configs =
-    config_list<clip_vit_b16, clip_vit_b32, clip_vit_l14, clip_vit_l14_336, clip_tiny_demo, clip_tiny_test>;
+    config_list<clip_vit_b16, clip_vit_b32, clip_vit_l14, clip_vit_l14_336, clip_tiny_demo, clip_tiny_test
+#ifdef PSAE_MODELS
+#define PSAE_CLIP_MODEL(IDENTIFIER, ...) , IDENTIFIER
+#include PSAE_MODELS
+#undef PSAE_CLIP_MODEL
+#endif
+                >;
 
 }  // namespace psae

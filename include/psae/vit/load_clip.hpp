@@ -94,7 +94,7 @@ std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& dire
     (consider(Config{}), ...);
     if (tower == nullptr)
         throw error("no compiled-in configuration fits this model", path.string(), nearest,
-                    "compile one in with -DPSAE_MODELS=FILE");
+                    "`patchsae info DIR` prints the line to compile in with -DPSAE_MODELS=FILE");
     return tower;
 }
 

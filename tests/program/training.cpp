@@ -1,0 +1,301 @@
+// train through the program: the reference's trajectories, resuming after a kill, signals, the same bytes twice.
+#include "program.hpp"
+
+#include <psae/io/sae_file.hpp>
+
+using namespace program;
+
+namespace {
+
+std::vector<float> transposed(const std::vector<float>& x, std::size_t rows, std::size_t cols) {
+    return psae::transpose(x.data(), rows, cols);
+}
+
+// The start of the reference's trajectories and its 20 batches of 40 tokens.
+void write_reference_start(const folder& work) {
+    const auto inputs = golden / "sae_patchsae" / "inputs.npz";
+    psae::sae_weights sae;
+    sae.d_in = 16;
+    sae.d_sae = 64;
+    sae.W_enc = transposed(floats(inputs, "W_enc"), 16, 64);
+    sae.b_enc = floats(inputs, "b_enc");
+    sae.W_dec = floats(inputs, "W_dec_raw");
+    sae.b_dec = floats(inputs, "b_dec");
+    psae::write_sae(work / "start", sae, "reference", -2);
+    write_npz(work / "batches.npz", "tokens", floats(inputs, "batches"), {20, 40, 16});
+}
+
+// A run on stored rows that takes a second or so.
+std::vector<std::string> train_arguments(const folder& work, const std::string& out, const std::string& steps) {
+    if (!fs::exists(work / "rows.npz")) write_npz(work / "rows.npz", "tokens", some_rows(3000, 24), {3000, 24});
+    return {"train",
+            "--activations",
+            work / "rows.npz",
+            "--out",
+            work / out,
+            "--steps",
+            steps,
+            "--batch-tokens",
+            "48",
+            "--d-sae",
+            "96",
+            "--warmup-steps",
+            "20",
+            "--checkpoint-every",
+            "50",
+            "--threads",
+            "1",
+            "--seed",
+            "3",
+            "--dead-after",
+            "30",
+            "--eval-every",
+            "40"};
+}
+// With more options; "--name=value" takes the place of the one that is there.
+std::vector<std::string> with(std::vector<std::string> arguments, const std::vector<std::string>& more) {
+    for (const auto& m : more) {
+        const auto there = std::find(arguments.begin(), arguments.end(), m.substr(0, m.find('=')));
+        if (there != arguments.end()) arguments.erase(there, there + 2);
+        arguments.push_back(m);
+    }
+    return arguments;
+}
+
+void check_same_run(const fs::path& a, const fs::path& b) {
+    for (const char* name : {"sae_weights.safetensors", "cfg.json", "metrics.jsonl", "checkpoint/state.safetensors",
+                             "loss.png", "l0.png", "dead.png", "explained_variance.png"}) {
+        INFO(name);
+        REQUIRE(fs::exists(a / name));
+        CHECK(read_text(a / name) == read_text(b / name));
+    }
+}
+
+// Sends `signal` once the run has written `lines` lines of metrics.
+limits at_line(const fs::path& run, std::size_t lines, int signal) {
+    return {.memory_bytes = 0,
+            .signal_when = [=] { return count_lines(read_text(run / "metrics.jsonl")) >= lines ? signal : 0; }};
+}
+
+std::size_t checkpoint_steps(const fs::path& run) {
+    return psae::safetensors_file(run / "checkpoint" / "state.safetensors").read<std::uint64_t>("counters", {2})[0];
+}
+
+}  // namespace
+
+TEST_CASE("train follows the reference's trajectories, Adam's moments included") {
+    const folder work;
+    write_reference_start(work);
+    for (const bool ghost : {false, true}) {
+        const auto want = psae::read_npz(golden / "sae_patchsae" / (ghost ? "train_ghost.npz" : "train_plain.npz"));
+        const auto get = [&](const std::string& name) { return psae::to_floats(want.at(name)); };
+        for (const std::size_t steps : {1, 2, 5, 20}) {
+            INFO("ghost " << ghost << ", after step " << steps);
+            run_well({"train",
+                      "--activations",
+                      work / "batches.npz",
+                      "--init",
+                      work / "start",
+                      "--order",
+                      "sequential",
+                      "--out",
+                      work / "run",
+                      "--steps",
+                      std::to_string(steps),
+                      "--batch-tokens",
+                      "40",
+                      "--l1",
+                      "8e-5",
+                      "--lr",
+                      "4e-4",
+                      "--warmup-steps",
+                      "5",
+                      "--dead-after",
+                      "3",
+                      "--dead-latents",
+                      ghost ? "ghost" : "none"});
+            const psae::safetensors_file state(work / "run" / "checkpoint" / "state.safetensors");
+            const std::string prefix = "step" + std::to_string(steps) + "_";
+            for (const std::string name : {"W_enc", "b_enc", "W_dec", "b_dec"}) {
+                INFO(name);
+                const auto in_our_layout = [&](const std::vector<float>& x) {
+                    return name == "W_enc" ? transposed(x, 16, 64) : x;
+                };
+                const auto ours = [&](const std::string& tensor) { return state.read(tensor, state.at(tensor).shape); };
+                const auto parameter = ours(name), expected = in_our_layout(get(prefix + name + "_f64"));
+                double worst = 0;
+                for (std::size_t i = 0; i < expected.size(); ++i)
+                    worst = std::max(worst, double(std::abs(parameter[i] - expected[i])));
+                CHECK(worst < 2e-5);
+                // Moments are sums of gradients, to which the forward pass's tolerances apply.
+                const double tolerance = ghost ? 2.9e-4 : 2e-5;
+                CHECK(difference(ours("adam_m." + name), in_our_layout(get(prefix + "m_" + name))) < tolerance);
+                CHECK(difference(ours("adam_v." + name), in_our_layout(get(prefix + "v_" + name))) < tolerance);
+            }
+            const auto since = get("since_fired"), loss = get("loss"), rate = get("lr"), dead = get("dead");
+            const auto ours = state.read<std::uint32_t>("since_fired", {64});
+            for (std::size_t f = 0; f < 64; ++f) CHECK(float(ours[f]) == since[(steps - 1) * 64 + f]);
+            // Every line of the metrics.
+            std::ifstream metrics(work / "run" / "metrics.jsonl");
+            std::size_t step = 0;
+            for (std::string line; std::getline(metrics, line); ++step) {
+                const auto json = psae::parse_json(line, "metrics");
+                CHECK(json["step"].GetUint64() == step + 1);
+                CHECK(json["loss"].GetDouble() == Approx(loss[step]).epsilon(1e-5));
+                CHECK(json["lr"].GetDouble() == Approx(rate[step]).epsilon(1e-6));
+                CHECK(std::lround(json["dead_fraction"].GetDouble() * 64) == std::lround(dead[step]));
+            }
+            CHECK(step == steps);
+        }
+    }
+}
+
+TEST_CASE("a killed run resumes to the same bytes as one that was not") {
+    const folder work;
+    run_well(train_arguments(work, "whole", "600"));
+    REQUIRE(count_lines(read_text(work / "whole" / "metrics.jsonl")) == 600);
+    CHECK(read_text(work / "whole" / "metrics.jsonl").find("eval_explained_variance") != std::string::npos);
+    auto killed = run(train_arguments(work, "killed", "600"), at_line(work / "killed", 75, SIGKILL));
+    CHECK(killed.code == 128 + SIGKILL);
+    for (const std::size_t lines : {140, 141, 333, 500}) {
+        killed =
+            run(with(train_arguments(work, "killed", "600"), {"--resume"}), at_line(work / "killed", lines, SIGKILL));
+        CHECK(killed.code == 128 + SIGKILL);
+        CHECK_FALSE(fs::exists(work / "killed" / "sae_weights.safetensors"));
+    }
+    run_well(with(train_arguments(work, "killed", "600"), {"--resume"}));
+    check_same_run(work / "whole", work / "killed");
+}
+
+TEST_CASE("a killed run on pictures resumes to the same bytes") {
+    const folder work;
+    const auto arguments = [&](const std::string& out) {
+        return std::vector<std::string>{"train",
+                                        "--model",
+                                        golden / "pipeline" / "model",
+                                        "--images",
+                                        golden / "pipeline" / "images",
+                                        "--images",
+                                        golden / "preprocess" / "refuse",
+                                        "--out",
+                                        work / out,
+                                        "--expansion",
+                                        "2",
+                                        "--batch-tokens",
+                                        "64",
+                                        "--steps",
+                                        "120",
+                                        "--checkpoint-every",
+                                        "10",
+                                        "--threads",
+                                        "1",
+                                        "--variant",
+                                        "topk",
+                                        "--k",
+                                        "8"};
+    };
+    const auto whole = run_well(arguments("whole"));
+    // Each unreadable picture is reported once in five epochs, and once in sum.
+    std::size_t reports = 0;
+    for (std::size_t at = whole.err.find("bad_zlib.png"); at != std::string::npos;
+         at = whole.err.find("bad_zlib.png", at + 1))
+        ++reports;
+    CHECK(reports == 1);
+    CHECK(whole.err.find("15 pictures could not be read") != std::string::npos);
+    CHECK(run(arguments("killed"), at_line(work / "killed", 57, SIGKILL)).code == 128 + SIGKILL);
+    run_well(with(arguments("killed"), {"--resume"}));
+    check_same_run(work / "whole", work / "killed");
+}
+
+TEST_CASE("Ctrl-C and SIGTERM finish the step, write a checkpoint and exit with 130") {
+    for (const int signal : {SIGINT, SIGTERM}) {
+        const folder work;
+        const auto stopped = run(train_arguments(work, "run", "1000000"), at_line(work / "run", 60, signal));
+        CHECK(stopped.code == 130);
+        const auto steps = checkpoint_steps(work / "run");
+        CHECK(steps >= 60);
+        CHECK(steps == count_lines(read_text(work / "run" / "metrics.jsonl")));
+        CHECK(fs::exists(work / "run" / "sae_weights.safetensors"));
+        const std::string more = std::to_string(steps + 25);
+        run_well(with(train_arguments(work, "run", more), {"--resume"}));
+        run_well(train_arguments(work, "whole", more));
+        check_same_run(work / "whole", work / "run");
+    }
+}
+
+TEST_CASE("two runs with one seed write the same bytes, another seed does not") {
+    const folder work;
+    for (const char* out : {"a", "b"})
+        run_well(with(train_arguments(work, out, "100"), {"--threads=2", "--variant=topk", "--k=6"}));
+    check_same_run(work / "a", work / "b");
+    run_well(with(train_arguments(work, "c", "100"), {"--threads=2", "--variant=topk", "--k=6", "--seed=4"}));
+    CHECK(read_text(work / "a" / "sae_weights.safetensors") != read_text(work / "c" / "sae_weights.safetensors"));
+}
+
+TEST_CASE("the number of threads changes weights by rounding only") {
+    const folder work;
+    for (const char* threads : {"1", "2"})
+        run_well(with(train_arguments(work, std::string("t") + threads, "100"), {std::string("--threads=") + threads}));
+    const auto one = psae::read_sae(work / "t1"), two = psae::read_sae(work / "t2");
+    // docs/program.md states this tolerance.
+    CHECK(difference(two.W_enc, one.W_enc) < 1e-4);
+    CHECK(difference(two.W_dec, one.W_dec) < 1e-4);
+}
+
+TEST_CASE("runs that cannot be resumed say why in one line") {
+    const folder work;
+    const auto resume = [&](const std::vector<std::string>& more) {
+        return refused(with(with(train_arguments(work, "run", "60"), {"--resume"}), more));
+    };
+    CHECK(resume({}).find("there is no checkpoint") != std::string::npos);
+    run_well(train_arguments(work, "run", "60"));
+    const auto before = read_text(work / "run" / "sae_weights.safetensors");
+    CHECK(resume({"--lr=0.001"}).find("lr 0.001 (checkpoint: 0.0004)") != std::string::npos);
+    CHECK(resume({"--variant=topk"}).find("variant topk (checkpoint: relu)") != std::string::npos);
+    CHECK(resume({"--d-sae=48"}).find("d-sae 48 (checkpoint: 96)") != std::string::npos);
+    write_npz(work / "wider.npz", "tokens", some_rows(500, 32), {500, 32});
+    CHECK(resume({"--activations=" + (work / "wider.npz").string()}).find("data 500 x 32") != std::string::npos);
+    CHECK(read_text(work / "run" / "sae_weights.safetensors") == before);
+    const auto checkpoint = work / "run" / "checkpoint" / "state.safetensors";
+    fs::resize_file(checkpoint, fs::file_size(checkpoint) / 2);
+    resume({});
+}
+
+TEST_CASE("what the trainer's options do is seen in the metrics") {
+    const folder work;
+    const auto last_line = [&](const std::vector<std::string>& more) {
+        run_well(with(train_arguments(work, "run", "50"), more));
+        std::ifstream in(work / "run" / "metrics.jsonl");
+        std::string line, last;
+        while (std::getline(in, line)) last = line;
+        return psae::parse_json(last, "metrics");
+    };
+    CHECK(last_line({"--schedule=linear"})["lr"].GetDouble() == Approx(4e-4 / 30).epsilon(1e-6));
+    CHECK(last_line({"--schedule=cosine", "--steps=51"})["lr"].GetDouble() < 2e-6);
+    CHECK(last_line({"--variant=topk", "--k=7"})["l0"].GetDouble() <= 7);
+    const double patchsae = last_line({})["mse"].GetDouble(), plain = last_line({"--loss=mse"})["mse"].GetDouble();
+    CHECK(plain > 1.2 * patchsae);  // tokens are longer than 1
+    CHECK(last_line({"--steps=0", "--tokens=480"})["step"].GetUint64() == 10);
+    // Latents that are dead after 9 steps start anew in step 10, and the run can be resumed all the same.
+    const std::vector<std::string> resampling{"--dead-latents=resample", "--dead-after=9", "--l1=0.5", "--lr=0.01",
+                                              "--checkpoint-every=25"};
+    last_line(resampling);
+    std::uint64_t resampled = 0;
+    std::ifstream metrics(work / "run" / "metrics.jsonl");
+    for (std::string line; std::getline(metrics, line);)
+        resampled += psae::json_size(psae::parse_json(line, "metrics"), "resampled", 0, "metrics");
+    CHECK(resampled > 0);
+    run_well(with(train_arguments(work, "part", "33"), resampling));
+    run_well(with(with(train_arguments(work, "part", "50"), resampling), {"--resume"}));
+    check_same_run(work / "run", work / "part");
+    const auto with_clipping = last_line({"--clip-grad-norm=1e-3"})["loss"].GetDouble();
+    CHECK(with_clipping != last_line({})["loss"].GetDouble());
+    for (const char* kind : {"mean", "zero", "geometric_median"}) last_line({std::string("--b-dec-init=") + kind});
+    // The start of b_dec comes from rows of the whole file, not from its beginning.
+    auto rows = some_rows(3000, 24);
+    for (std::size_t i = 0; i < 500 * 24; ++i) rows[i] = 100;
+    write_npz(work / "uneven.npz", "tokens", rows, {3000, 24});
+    run_well(with(train_arguments(work, "run", "1"),
+                  {"--activations=" + (work / "uneven.npz").string(), "--order=sequential", "--lr=1e-12"}));
+    for (const float b : psae::read_sae(work / "run").b_dec) CHECK(std::abs(b) < 5);
+}

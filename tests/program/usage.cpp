@@ -1,0 +1,231 @@
+// Errors, exit codes, configuration files, --help, info.
+#include "program.hpp"
+
+#include <psae/io/sae_file.hpp>
+#include <psae/vit/load_clip.hpp>  // with PSAE_MODELS=tests/program/models.txt
+
+using namespace program;
+
+namespace {
+
+const std::vector<std::string> commands{"info", "preprocess", "embed", "train", "encode", "latents", "mask"};
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("bad usage is one line and exit code 2") {
+    const std::string model = golden / "clip_tiny", tokens = golden / "formats" / "numpy" / "f4.npy";
+    const folder work;
+    const std::vector<std::vector<std::string>> cases{
+        {},
+        {"no_such_command"},
+        {"--no-such-option"},
+        {"embed", "--no-such-option"},
+        {"embed", "--model", model, "--images", "x"},
+        {"embed", "--model", model, "--out", work / "x"},
+        {"embed", "--model", model, "--images", "x", "--out", work / "x", "--layer", "two"},
+        {"embed", "--model", model, "--images", "x", "--pixels", "y", "--out", work / "x"},
+        {"train", "--out", work / "x"},
+        {"train", "--activations", tokens, "--out", work / "x", "--variant", "no_such_variant"},
+        {"train", "--activations", tokens, "--out", work / "x", "--steps", "-3"},
+        {"train", "--activations", tokens, "--out", work / "x", "--steps", "99999999999999999999999"},
+        {"train", "--activations", tokens, "--out", work / "x", "--lr", "nan"},
+        {"train", "--activations", tokens, "--out", work / "x", "--lr", "0"},
+        {"train", "--activations", tokens, "--out", work / "x", "--batch-tokens", "0"},
+        {"train", "--activations", tokens, "--out", work / "x", "--variant", "topk", "--dead-latents", "ghost"},
+        {"train", "--activations", tokens, "--out", work / "x", "--variant", "topk", "--loss", "patchsae"},
+        {"train", "--model", model, "--images", "x", "--out", work / "x", "--order", "sequential"},
+        {"train", "--images", "x", "--out", work / "x"},
+        {"encode", "--sae", "x", "--out", work / "x"},
+        {"info", "x", "--device", "tpu"},
+        {"info", "x", "--device", "cuda:"},
+        {"info", "x", "--dtype", "fp8"},
+        {"info", "x", "--threads", "-1"},
+        {"info", "x", "--config", "no_such_file.json"},
+    };
+    for (const auto& c : cases) {
+        std::string text;
+        for (const auto& a : c) text += a + " ";
+        INFO(text);
+        refused(c, 2);
+    }
+    CHECK(fs::is_empty(work.path()));
+}
+
+TEST_CASE("what is not there is said in one line with exit code 1") {
+    const folder work;
+    const std::string tokens = golden / "formats" / "numpy" / "f4.npy";
+    CHECK(contains(refused({"info", "x", "--device", "cuda"}), "there is no CUDA device"));
+    CHECK(contains(refused({"info", "x", "--device", "cuda:1"}), "use --device cpu"));
+    CHECK(contains(refused({"info", "x", "--dtype", "bf16"}), "bf16"));
+    CHECK(contains(refused({"info", "no/such/path"}), "no such file or directory (no/such/path)"));
+    CHECK(contains(refused({"info", "two\nlines"}), "two lines"));
+    for (const char* variant : {"batch_topk", "jump_relu", "gated", "matryoshka"})
+        CHECK(
+            contains(refused({"train", "--activations", tokens, "--out", work / "x", "--variant", variant}), variant));
+    // More memory than there is, and an extent that would overflow.
+    write_npz(work / "rows.npz", "tokens", some_rows(64, 8), {64, 8});
+    for (const char* latents : {"100000000000", "2305843009213693952"})
+        CHECK(contains(refused({"train", "--activations", work / "rows.npz", "--out", work / "run", "--batch-tokens",
+                                "8", "--d-sae", latents}),
+                       "does not fit into memory"));
+    // Activations that are not finite, and an SAE of another width.
+    auto rows = some_rows(64, 8);
+    rows[8 * 5 + 3] = INFINITY;
+    write_npz(work / "bad.npz", "tokens", rows, {64, 8});
+    const std::string sae = golden / "formats" / "saelens" / "standard";
+    CHECK(contains(refused({"encode", "--sae", sae, "--activations", work / "bad.npz", "--out", work / "x.npz"}),
+                   "row 5, column 3"));
+    write_npz(work / "wide.npz", "tokens", some_rows(64, 9), {64, 9});
+    CHECK(contains(refused({"encode", "--sae", sae, "--activations", work / "wide.npz", "--out", work / "x.npz"}),
+                   "the SAE takes d_in 8, the activations have 9"));
+    CHECK(contains(refused({"encode", "--sae", golden / "formats" / "saelens" / "gated", "--activations",
+                            work / "rows.npz", "--out", work / "x.npz"}),
+                   "found gated"));
+    CHECK_FALSE(fs::exists(work / "x.npz"));
+    // A folder that cannot be written.
+    CHECK(contains(refused({"encode", "--sae", sae, "--activations", work / "rows.npz", "--out",
+                            work / "no" / "such" / "folder" / "x.npz"}),
+                   "file cannot be created"));
+}
+
+TEST_CASE("every command explains itself with an example") {
+    for (const auto& command : commands) {
+        INFO(command);
+        const auto r = run_well({command, "--help"});
+        CHECK(contains(r.out, "Example:\n  patchsae " + command + " "));
+        CHECK(contains(r.out, "--threads"));
+    }
+    CHECK(contains(run_well({"--version"}).out, "0."));
+}
+
+TEST_CASE("configuration files give options, and flags beat them") {
+    const folder work;
+    write_npz(work / "rows.npz", "tokens", some_rows(400, 8), {400, 8});
+    const auto config = [&](const std::string& text) {
+        psae::write_text(work / "config.json", text);
+        return (work / "config.json").string();
+    };
+    const std::string good = "{\"activations\": \"" + (work / "rows.npz").string() +
+                             "\", \"d-sae\": 32, \"steps\": 7, \"batch-tokens\": 16, \"lr\": 1e-3, "
+                             "\"normalise-decoder\": false, \"dead-latents\": \"none\"}";
+    auto r = run_well({"train", "--config", config(good), "--out", work / "run", "--json"});
+    CHECK(r.json()["steps"].GetUint64() == 7);
+    r = run_well({"train", "--out", work / "run", "--steps=5", "--config=" + config(good), "--json"});
+    CHECK(r.json()["steps"].GetUint64() == 5);
+    // What was in force is saved, and is itself a configuration file.
+    const auto saved = psae::read_json(work / "run" / "run_config.json");
+    CHECK(saved["steps"].GetUint64() == 5);
+    CHECK(saved["lr"].GetDouble() == 1e-3);
+    CHECK(saved["normalise-decoder"].GetBool() == false);
+    CHECK(saved["loss"].GetString() == std::string("patchsae"));
+    run_well({"train", "--config", work / "run" / "run_config.json", "--out", work / "again"});
+    CHECK(read_text(work / "run" / "sae_weights.safetensors") == read_text(work / "again" / "sae_weights.safetensors"));
+    // Lists.
+    const std::string images = golden / "pipeline" / "images";
+    psae::write_text(work / "list.json", "{\"images\": [\"" + images + "/0_cat\", \"" + images +
+                                             "/1_tree\"], \"limit\": 8, \"model\": \"" +
+                                             (golden / "clip_tiny").string() + "\"}");
+    run_well({"preprocess", "--config", work / "list.json", "--out", work / "pixels.npz"});
+    CHECK(strings(work / "pixels.npz", "files").size() == 8);
+    CHECK(psae::read_json(work / "pixels.npz.config.json")["images"].Size() == 2);
+
+    const auto refuse = [&](const std::string& text) {
+        return refused({"train", "--config", config(text), "--out", work / "no"}, 2);
+    };
+    CHECK(contains(refuse("{\"step\": 7}"), "unknown key step"));
+    CHECK(contains(refuse("{\"config\": \"x\"}"), "unknown key config"));
+    CHECK(contains(refuse("{\"no-normalise-decoder\": true}"), "unknown key no-normalise-decoder"));
+    CHECK(contains(refuse("{\"steps\": \"7\"}"), "key steps: expected an integer not below 0, found \"7\""));
+    CHECK(contains(refuse("{\"steps\": 7.5}"), "key steps"));
+    CHECK(contains(refuse("{\"steps\": -7}"), "key steps"));
+    CHECK(contains(refuse("{\"lr\": [1]}"), "key lr: expected a number"));
+    CHECK(contains(refuse("{\"resume\": 1}"), "key resume: expected true or false"));
+    CHECK(contains(refuse("{\"out\": 3}"), "key out: expected a string"));
+    CHECK(contains(refuse("{\"images\": [3]}"), "key images"));
+    CHECK(contains(refuse("{\"steps\": 7, \"steps\": 8}"), "key steps"));
+    CHECK(contains(refuse("[1]"), "expected a JSON object"));
+    CHECK(contains(refuse("{\"steps\": "), "not valid JSON"));
+    CHECK(contains(refuse("{\"variant\": \"no\"}"), "--variant"));
+}
+
+TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks them") {
+    const folder work;
+    const auto info = [](const fs::path& path) { return run_well({"info", path, "--json"}).json(); };
+    const auto kind = [&](const fs::path& path) { return std::string(info(path)["kind"].GetString()); };
+    const auto model = info(golden / "clip_tiny");
+    CHECK(model["kind"].GetString() == std::string("clip"));
+    CHECK(model["layers"].GetUint64() == 4);
+    CHECK(model["tokens"].GetUint64() == 17);
+    CHECK(info(data / "tiny-clip")["name"].GetString() == std::string("tiny-clip"));
+    const auto sae = info(golden / "formats" / "saelens" / "topk");
+    CHECK(sae["kind"].GetString() == std::string("sae"));
+    CHECK(sae["k"].GetUint64() == 4);
+    CHECK(info(golden / "formats" / "saelens" / "standard_layer_norm")["input_scaling"].GetString() ==
+          std::string("layer_norm"));
+    CHECK(kind(golden / "formats" / "everything.safetensors") == "tensors");
+    CHECK(info(golden / "pipeline" / "images")["classes"].GetUint64() == 4);
+    CHECK(kind(golden / "formats" / "numpy" / "f4.npy") == "array");
+
+    write_npz(work / "rows.npz", "tokens", some_rows(200, 8), {200, 8});
+    const auto saelens = golden / "formats" / "saelens" / "standard";
+    run_well({"train", "--activations", work / "rows.npz", "--out", work / "run", "--d-sae", "16", "--steps", "5",
+              "--batch-tokens", "8"});
+    CHECK(kind(work / "run") == "run");
+    CHECK(info(work / "run")["checkpoint_steps"].GetUint64() == 5);
+    run_well({"encode", "--sae", saelens, "--activations", work / "rows.npz", "--out", work / "codes.npz"});
+    CHECK(kind(work / "codes.npz") == "codes");
+    run_well({"embed", "--model", golden / "clip_tiny", "--images", golden / "pipeline" / "images" / "0_cat", "--out",
+              work / "embed.npz"});
+    CHECK(kind(work / "embed.npz") == "embeddings");
+
+    // One bad number, named with its place; a missing and a misshapen tensor.
+    const psae::safetensors_file weights(saelens / "sae_weights.safetensors");
+    const auto write_broken = [&](const std::string& without, std::size_t nan_at) {
+        fs::create_directories(work / "broken");
+        fs::copy(saelens / "cfg.json", work / "broken" / "cfg.json", fs::copy_options::overwrite_existing);
+        std::vector<float> W_dec = weights.read("W_dec", {24, 8});
+        if (nan_at < W_dec.size()) W_dec[nan_at] = std::nanf("");
+        std::vector<psae::tensor_to_write> tensors;
+        for (const auto& e : weights.entries())
+            if (e.name != without)
+                tensors.push_back(e.name == "W_dec" ? psae::to_write(e.name, e.shape, W_dec.data())
+                                                    : psae::tensor_to_write{e.name, e.type, e.shape, weights.data(e)});
+        psae::write_safetensors(work / "broken" / "sae_weights.safetensors", tensors);
+        return refused({"info", work / "broken"});
+    };
+    CHECK(contains(write_broken("", 17), "tensor W_dec, element 17"));
+    CHECK(contains(write_broken("b_dec", ~std::size_t{0}), "tensor b_dec"));
+    auto tokens = some_rows(6, 4);
+    tokens[4 * 2 + 1] = std::nanf("");
+    write_npz(work / "nan.npz", "anything", tokens, {6, 4});
+    CHECK(contains(refused({"info", work / "nan.npz"}), "array anything, element 2,1"));
+}
+
+TEST_CASE("a model that is not compiled in is described, and its description compiles it in") {
+    const folder work;
+    const auto model = work / "three layers";
+    fs::create_directories(model);
+    // The golden model with three layers only.
+    std::string config = read_text(golden / "clip_tiny" / "config.json");
+    const auto vision = config.find("\"vision_config\""), layers = config.find("\"num_hidden_layers\": 4", vision);
+    REQUIRE(layers != std::string::npos);
+    config.replace(layers, 22, "\"num_hidden_layers\": 3");
+    psae::write_text(model / "config.json", config);
+    fs::copy(golden / "clip_tiny" / "model.safetensors", model / "model.safetensors");
+    const auto error =
+        refused({"embed", "--model", model, "--images", golden / "pipeline" / "images", "--out", work / "x.npz"});
+    CHECK(contains(error, "num_hidden_layers 4 (file: 3)"));
+    CHECK(contains(error, "patchsae info"));
+    // This file is compiled with the line as PSAE_MODELS.
+    const auto described = run_well({"info", model}).out;
+    const auto compiled_in = read_text(fs::path(PSAE_MODELS));
+    CHECK(described.substr(described.find('\n') + 1) == compiled_in);
+    const auto tower = psae::load_clip_vision(model);
+    CHECK(tower->layers() == 3);
+    CHECK(tower->name() == std::string("clip_three_layers"));
+
+    fs::remove(model / "model.safetensors");
+    CHECK(contains(refused({"info", model}), "no weights found"));
+}
