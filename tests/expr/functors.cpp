@@ -1,12 +1,9 @@
 // Every functor of expr/functors.hpp: its value, and its derivative against central differences in double.
 #include <catch2/catch.hpp>
 
-#include <fstream>
-#include <regex>
-#include <set>
-#include <sstream>
-
 #include <psae/expr/functors.hpp>
+
+#include "../header_structs.hpp"
 
 using namespace psae;
 
@@ -42,20 +39,6 @@ void check(const char* name, const F& f, const Wanted& wanted, double low, doubl
     }
 }
 
-// The structs of a header that have a member `derivative`.
-std::set<std::string> functors_of(const std::string& header) {
-    std::ifstream file(std::string(PSAE_SOURCE_DIR) + "/include/psae/" + header);
-    REQUIRE(file);
-    std::stringstream text;
-    text << file.rdbuf();
-    const std::string source = text.str();
-    const std::regex struct_with_body("\nstruct (\\w+)[^;{]*\\{([^]*?)\n\\};");
-    std::set<std::string> names;
-    for (std::sregex_iterator i(source.begin(), source.end(), struct_with_body), end; i != end; ++i)
-        if ((*i)[2].str().find(" derivative(") != std::string::npos) names.insert((*i)[1]);
-    return names;
-}
-
 }  // namespace
 
 TEST_CASE("values and derivatives of all functors") {
@@ -87,7 +70,8 @@ TEST_CASE("values and derivatives of all functors") {
         "quick_gelu", quick_gelu{}, [](auto x) { return x / (1 + std::exp(-decltype(x)(1.702) * x)); }, -4, 4);
     check(
         "gelu", gelu{}, [](auto x) { return x * std::erfc(-x * decltype(x)(0.70710678118654752)) / 2; }, -3, 3);
-    CHECK(checked == functors_of("expr/functors.hpp"));  // a new functor is checked above, or this fails
+    CHECK(checked ==
+          structs_with_member("expr/functors.hpp", "derivative"));  // a new functor is checked above, or this fails
 }
 
 TEST_CASE("derivatives where a function has a corner") {

@@ -1,29 +1,11 @@
 // Gradients of encode and decode, of every activation, and of expressions over codes against central differences in
 // double.
+#include "../header_structs.hpp"
 #include "model.hpp"
-
-#include <fstream>
-#include <regex>
-#include <set>
-#include <sstream>
 
 using namespace psae;
 
 namespace {
-
-// The structs of stage/encode.hpp that have a member `active`.
-std::set<std::string> activations_of_header() {
-    std::ifstream file(std::string(PSAE_SOURCE_DIR) + "/include/psae/stage/encode.hpp");
-    REQUIRE(file);
-    std::stringstream text;
-    text << file.rdbuf();
-    const std::string source = text.str();
-    const std::regex struct_with_body("\nstruct (\\w+)[^;{]*\\{([^]*?)\n\\};");
-    std::set<std::string> names;
-    for (std::sregex_iterator i(source.begin(), source.end(), struct_with_body), end; i != end; ++i)
-        if ((*i)[2].str().find(" active(") != std::string::npos) names.insert((*i)[1]);
-    return names;
-}
 
 constexpr double weights[latents] = {0.5, 2, 1, 3, 0.7, 1.5, 1, 0.2, 2.5};
 constexpr std::uint32_t some[4] = {1, 3, 4, 8};
@@ -48,7 +30,8 @@ TEST_CASE("every activation of the encoder, on all latents and on some") {
     check("top_k", top_k{3});
     check("weighted_top_k", weighted_top_k<double>{{3}, weights, true});
     check("weighted_top_k", weighted_top_k<double>{{3}, weights, false});
-    CHECK(checked == activations_of_header());  // a new activation is checked above, or this fails
+    CHECK(checked ==
+          structs_with_member("stage/encode.hpp", "active"));  // a new activation is checked above, or this fails
 }
 
 TEST_CASE("weighted top-k keeps what ranks highest, and its plain value") {

@@ -26,8 +26,10 @@ namespace detail {
 #endif
 #if defined(__AVX512F__)
 inline constexpr std::size_t vector_bytes = 64;
-#else
+#elif defined(__AVX__)
 inline constexpr std::size_t vector_bytes = 32;
+#else
+inline constexpr std::size_t vector_bytes = 16;  // what every machine has; wider ones would change the ABI
 #endif
 
 // Tiles of a product that stay in registers: 6 rows by 4 vectors of 64 bytes take 24 of AVX-512's 32 registers, 6 by 2

@@ -237,7 +237,7 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
         T value;
         std::uint32_t latent;
     };
-    const auto rank = [&activation](T kept, std::uint32_t of) {
+    const auto rank = [&](T kept, std::uint32_t of) {
         if constexpr (requires { activation.rank(kept, of); }) return activation.rank(kept, of);
         else return kept;
     };
@@ -279,7 +279,7 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
                         count,
                         [&](std::size_t j) {
                             const T pre = h[j] + bias[j];
-                            return activation.active(pre) & (rank(activation.value(pre), latent_of(j)) > bound);
+                            return int{activation.active(pre)} & int{rank(activation.value(pre), latent_of(j)) > bound};
                         },
                         [&](std::size_t j) {
                             own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
