@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
     patchsae::add_encode(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
+    patchsae::add_report(app);
     const auto fail = [](int code, const std::string& text) {
         fmt::print(stderr, "patchsae: error: {}\n", one_line(text));
         return code;

@@ -3,7 +3,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include <psae/attribution/chart.hpp>
+#include <psae/io/training_curves.hpp>
 #include <psae/io/training_run.hpp>
 #include <psae/sae/geometric_median.hpp>
 #include <psae/sae/patchsae.hpp>
@@ -87,35 +87,6 @@ void start_anew(const state& s, Source& source, psae::sae_parameters<>& sae) {
     std::copy(b.begin(), b.end(), sae.b_dec.data());
 }
 
-// The curves of metrics.jsonl as PNG pictures.
-void draw_curves(const std::filesystem::path& directory) {
-    struct curve {
-        const char *file, *key, *eval_key;
-    };
-    for (const auto& [file, key, eval_key] :
-         {curve{"loss.png", "loss", nullptr},
-          {"l0.png", "l0", "eval_l0"},
-          {"dead.png", "dead_fraction", nullptr},
-          {"explained_variance.png", "explained_variance", "eval_explained_variance"}}) {
-        psae::series training{"training", {}, {}}, held_out{"held out", {}, {}};
-        std::ifstream in(directory / "metrics.jsonl");
-        for (std::string line; std::getline(in, line);) {
-            const auto json = psae::parse_json(line, "metrics.jsonl");
-            const auto add = [&](psae::series& to, const char* name) {
-                const auto* v = name == nullptr ? nullptr : psae::find_member(json, name);
-                if (v == nullptr || !v->IsNumber()) return;
-                to.x.push_back(psae::json_number(json, "step", 0, "metrics.jsonl"));
-                to.y.push_back(v->GetDouble());
-            };
-            add(training, key);
-            add(held_out, eval_key);
-        }
-        std::vector<psae::series> all{std::move(training)};
-        if (!held_out.x.empty()) all.push_back(std::move(held_out));
-        psae::write_png(directory / file, psae::to_image(psae::line_plot(key, "step", key, std::move(all))));
-    }
-}
-
 template <class Variant, class Source>
 void train(const state& s, const CLI::App& sub, Variant& sae, data<Source>& rows,
            const psae::training_options& training) {
@@ -147,7 +118,7 @@ void train(const state& s, const CLI::App& sub, Variant& sae, data<Source>& rows
                      now.tokens_per_s / double(s.batch_tokens));
         });
     }
-    draw_curves(s.out);
+    psae::write_training_curves(s.out);
     const std::size_t steps = run.trainer().steps_done();
     if (s.common.json)
         json_object{}
