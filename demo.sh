@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # ./demo.sh [FOLDER]: from a folder of photos to a trained patch SAE and its concepts, on the CPU. Without FOLDER it takes the
 # photos of the Debian package tuxpaint-stamps-default. Results go to out/demo.
+# A few minutes on two cores; PSAE_DEMO_STEPS sets the number of training steps.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -36,26 +37,31 @@ echo "== model"
 $patchsae info "$model"
 
 echo "== train"
-$patchsae train --model "$model" --images "$photos" --out "$sae" --variant topk --k 32 --expansion 16 \
-    --steps "${PSAE_DEMO_STEPS:-600}" --batch-tokens 2048 --lr 1e-3 --warmup-steps 50 --seed 1
+$patchsae train --model "$model" --images "$photos" --out "$sae" --variant topk --k 16 --expansion 8 \
+    --steps "${PSAE_DEMO_STEPS:-600}" --batch-tokens 2048 --lr 1e-3 --warmup-steps 50 --seed 1 | tee "$out/train.txt"
 
-echo "== latents"
-$patchsae latents --model "$model" --sae "$sae" --images "$photos" --out "$out/latents"
+echo "== latents, scatter plots, reference-image grids"
+# Labels are the first-level folders: in the stamps the package's own topics (animals, food, town, ...).
+$patchsae latents --model "$model" --sae "$sae" --images "$photos" --out "$sae/latents" | tee "$out/latents.txt"
 
 echo "== masks"
-# For a few photos, the three strongest latents of the patch in the middle, each drawn over the photo.
-found=""
-for name in chicken cat car; do
-    photo=$(find "$photos" -name "$name*.png" | LC_ALL=C sort | head -n 1)
-    [[ -n $photo ]] || continue
-    masks=$out/masks/$(basename "$photo" .png)
-    latents=$($patchsae mask --model "$model" --sae "$sae" --image "$photo" --patch 7,7 --top 3 --out "$masks" | cut -d " " -f 1)
-    # shellcheck disable=SC2086
-    $patchsae mask --model "$model" --sae "$sae" --image "$photo" --latent $latents --out "$masks"
-    found="$found $masks/"
+# For the latents that `latents` named: where they fire in the photo that activates each most.
+for latent in $(sed -n 's/^latent \([0-9]*\):.*/\1/p' "$out/latents.txt"); do
+    photo=$(awk -F '"' -v row="^$latent," '$1 ~ row { print $2 }' "$sae/latents/latents.csv")
+    $patchsae mask --model "$model" --sae "$sae" --image "$photo" --latent "$latent" --out "$out/masks"
 done
+photo=$(find "$photos" -name "*.png" -o -name "*.jpg" | LC_ALL=C sort | head -n 1)
+echo "the strongest latents of the middle patch of $photo:"
+$patchsae mask --model "$model" --sae "$sae" --image "$photo" --patch 7,7 --top 3 --out "$out/masks"
+
+echo "== report"
+$patchsae report --sae "$sae" --out "$out/report.html"
 
 echo
-$patchsae info "$sae"
-tail -n 1 "$sae/metrics.jsonl"
-echo "Open the pictures in$found (where in a photo its strongest latents fire), and $out/latents/latents.csv (every latent)."
+echo "Found:"
+cut -d : -f -2 "$out/train.txt"
+cat "$out/latents.txt"
+echo "Open:"
+echo "  $out/report.html           everything on one page"
+echo "  $sae/latents/grids/    the top images of the most interesting latents, and where in them they fire"
+echo "  $out/masks/                where the latents above fire in their strongest photo"

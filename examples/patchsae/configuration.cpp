@@ -74,14 +74,16 @@ std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std
     if (file.empty() || named.empty()) return arguments;
     const CLI::App* sub = named[0];
     const auto refuse = [&](const std::string& text) { throw CLI::ValidationError("--config " + file, text); };
-    rapidjson::Document json;
-    try {
-        json = psae::read_json(file);
-        if (!json.IsObject()) refuse("expected a JSON object");
-        psae::require_unique_keys(json, file);
-    } catch (const psae::error& e) {
-        refuse(e.what());
-    }
+    const rapidjson::Document json = [&] {
+        try {
+            auto document = psae::read_json(file);
+            if (!document.IsObject()) refuse("expected a JSON object");
+            psae::require_unique_keys(document, file);
+            return document;
+        } catch (const psae::error& e) {
+            throw CLI::ValidationError("--config " + file, e.what());
+        }
+    }();
     const auto is_given = [&](const CLI::Option& option) {
         for (const std::string& name : option.get_lnames())
             for (const std::string& argument : arguments)

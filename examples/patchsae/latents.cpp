@@ -1,8 +1,8 @@
-#include <limits>
-
-#include <psae/attribution/latent_summary.hpp>
+#include <psae/attribution/latent_pictures.hpp>
+#include <psae/io/latents_file.hpp>
 
 #include "activations.hpp"
+#include "reference_images.hpp"
 
 namespace patchsae {
 
@@ -12,16 +12,37 @@ struct state {
     common_options common;
     image_options images;
     std::string sae, out;
-    std::size_t top = 10;
+    std::size_t top = 10, grids = 24;
+    std::vector<std::size_t> latents;
 };
+
+void write_grids(const state& s, const psae::cpu& device, const psae::sae_weights& sae,
+                 const psae::labelled_summary& latents, const std::vector<std::size_t>& chosen) {
+    if (chosen.empty()) return;
+    std::size_t missing = 0;
+    const auto images = reference_images(s.images, device, sae, latents, chosen, s.top, missing);
+    const auto folder = std::filesystem::path(s.out) / "grids";
+    std::filesystem::create_directories(folder);
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+        if (images[i].empty()) {
+            fmt::print(stderr, "patchsae: latent {} fires on no picture: no grid\n", chosen[i]);
+            continue;
+        }
+        const std::string title =
+            fmt::format("latent {}\n{}", chosen[i], psae::describe_latent(latents.summary, chosen[i]));
+        psae::write_png(folder / fmt::format("latent_{}.png", chosen[i]), psae::reference_grid(title, images[i]));
+    }
+}
 
 void run(const state& s) {
     const auto sae = psae::read_sae(s.sae);
+    for (const std::size_t f : s.latents)
+        if (f >= sae.d_sae)
+            throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, f));
     const psae::cpu device(s.common.threads);
     psae::latent_summary_builder builder(sae.d_sae, s.top);
     psae::arena<> scratch;
-    std::vector<std::string> files;
-    std::vector<std::int64_t> labels;
+    psae::labelled_summary latents;
     const std::size_t skipped = each_image_tokens(
         s.images, device,
         [&](const psae::vision_tower& tower, const psae::image_list& list, const std::vector<float>& tokens,
@@ -30,48 +51,49 @@ void run(const state& s) {
             scratch.reset();
             builder.add(encode_rows(device, scratch, sae, tokens.data(), which.size() * tower.tokens()),
                         tower.tokens());
+            latents.class_names = list.class_names;
             for (const std::size_t i : which) {
-                files.push_back(list.files[i].string());
-                labels.push_back(list.labels[i]);
+                latents.files.push_back(list.files[i].string());
+                latents.labels.push_back(list.labels[i]);
             }
         });
-    const auto summary = builder.finish(labels);
+    latents.summary = builder.finish(latents.labels);
+    const psae::latent_summary& summary = latents.summary;
     const std::filesystem::path out(s.out);
     std::filesystem::create_directories(out);
-    psae::npz_writer npz(out / "latents.npz");
-    const auto floats = [](const std::vector<double>& x) { return std::vector<float>(x.begin(), x.end()); };
-    npz.add("token_frequency", floats(summary.token_frequency));
-    npz.add("mean_activation", floats(summary.mean_activation));
-    npz.add("max_activation", summary.max_activation);
-    npz.add("image_frequency", floats(summary.image_frequency));
-    npz.add("mean_image_score", floats(summary.mean_image_score));
-    npz.add("top_images", summary.top_images.data(), {summary.latents, summary.top});
-    npz.add("top_values", summary.top_values.data(), {summary.latents, summary.top});
-    npz.add("label_entropy", floats(summary.label_entropy));
-    npz.add("label_std", floats(summary.label_std));
-    npz.add("files", files);
-    npz.add("labels", labels);
-    npz.close();
-    std::string csv =
-        "latent,token_frequency,mean_activation,max_activation,image_frequency,label_entropy,label_std,top_image,top_"
-        "value\n";
+    psae::write_latents_npz(out / "latents.npz", latents);
+    psae::write_latents_csv(out / "latents.csv", latents);
+    for (const auto& [name, drawing] : psae::latent_scatter_plots(summary))
+        psae::write_png(out / (name + ".png"), psae::to_image(drawing));
+    const auto chosen = psae::interesting_latents(summary, latents.labels, s.grids);
+    std::vector<std::size_t> drawn = s.latents;
+    for (const std::size_t f : chosen)
+        if (std::find(drawn.begin(), drawn.end(), f) == drawn.end()) drawn.push_back(f);
+    if (s.top > 0) write_grids(s, device, sae, latents, drawn);
+
     std::size_t alive = 0;
-    for (std::size_t f = 0; f < summary.latents; ++f) {
-        alive += summary.token_frequency[f] > 0;
-        const std::int32_t best = s.top == 0 ? -1 : summary.top_images[f * s.top];
-        csv += fmt::format("{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{:.6g}\n", f, summary.token_frequency[f],
-                           summary.mean_activation[f], summary.max_activation[f], summary.image_frequency[f],
-                           summary.label_entropy[f], summary.label_std[f],
-                           best < 0 ? "" : "\"" + files[std::size_t(best)] + "\"",
-                           best < 0 ? 0.0f : summary.top_values[f * s.top]);
+    for (const double frequency : summary.token_frequency) alive += frequency > 0;
+    if (s.common.json) {
+        json_object{}
+            .add("images", summary.images)
+            .add("skipped", skipped)
+            .add("latents", summary.latents)
+            .add("alive", alive)
+            .add("interesting", chosen)
+            .add("out", s.out)
+            .print();
+        return;
     }
-    psae::write_text(out / "latents.csv", csv);
-    if (s.common.json)
-        fmt::print("{{\"images\": {}, \"skipped\": {}, \"latents\": {}, \"alive\": {}}}\n", summary.images, skipped,
-                   summary.latents, alive);
-    else
-        fmt::print("{} of {} latents fire on {} pictures ({} skipped): {}\n", alive, summary.latents, summary.images,
-                   skipped, s.out);
+    fmt::print("{} of {} latents fire on {} pictures ({} skipped): {}\n", alive, summary.latents, summary.images,
+               skipped, s.out);
+    for (const std::size_t f : std::span(chosen).first(std::min<std::size_t>(5, chosen.size()))) {
+        fmt::print("latent {}: {}", f, psae::describe_latent(summary, f));
+        const auto shares = psae::label_shares(summary, f, latents.labels);
+        if (!shares.empty())
+            fmt::print("; top images are {:.0f}% {}", 100 * shares[0].share,
+                       latents.class_names[static_cast<std::size_t>(shares[0].label)]);
+        fmt::print("\n");
+    }
 }
 
 }  // namespace
@@ -85,6 +107,9 @@ void add_latents(CLI::App& app) {
     sub->get_option("--images")->required();
     sub->add_option("--sae", s->sae, "SAE directory")->required();
     sub->add_option("--top", s->top, "top pictures per latent")->check(CLI::Range(0, 1000));
+    sub->add_option("--grids", s->grids, "reference-image grids to draw, of the most interesting latents")
+        ->check(CLI::Range(0, 1000));
+    sub->add_option("--latent", s->latents, "latents to draw a grid of in any case");
     sub->add_option("--out", s->out, "directory to write")->required();
     sub->callback([s, sub] {
         run(*s);

@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
     patchsae::add_encode(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
+    patchsae::add_report(app);
     patchsae::check_counts(app);
     const auto fail = [](int code, const std::string& text) {
         patchsae::report_line("patchsae: error: " + text);

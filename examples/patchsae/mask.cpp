@@ -1,3 +1,5 @@
+#include <charconv>
+
 #include <psae/attribution/picture.hpp>
 
 #include "activations.hpp"
@@ -9,52 +11,72 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string sae, image, patch, out;
+    std::string sae, image, patch, out, style = "heat";
     std::vector<std::size_t> latents;
     std::size_t top = 10;
 };
 
+// "R,C" as the number of a patch of a grid.
+std::size_t patch_number(const std::string& text, std::size_t grid) {
+    std::size_t row = grid, column = grid;
+    const char *begin = text.data(), *end = begin + text.size();
+    const auto first = std::from_chars(begin, end, row);
+    if (first.ec == std::errc{} && first.ptr != end && *first.ptr == ',') {
+        const auto second = std::from_chars(first.ptr + 1, end, column);
+        if (second.ec != std::errc{} || second.ptr != end) column = grid;
+    }
+    if (row >= grid || column >= grid)
+        throw psae::error("no such patch", "--patch " + text, fmt::format("R,C with both from 0 to {}", grid - 1));
+    return row * grid + column;
+}
+
 void run(state& s) {
     const auto sae = psae::read_sae(s.sae);
+    for (const std::size_t f : s.latents)
+        if (f >= sae.d_sae)
+            throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, f));
     const psae::cpu device(s.common.threads);
     psae::arena<> scratch;
     s.images.images = {s.image};
     s.images.strict = true;
-    each_image_tokens(
-        s.images, device,
-        [&](const psae::vision_tower& tower, const psae::image_list&, const std::vector<float>& tokens,
-            const std::vector<std::size_t>&) {
-            require_fit(sae, s.sae, tower.width(), s.images.model);
-            const std::size_t grid = tower.grid();
-            const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.tokens());
-            const auto picture = psae::read_image(s.image, s.images.alpha_mode());
-            std::filesystem::create_directories(s.out);
-            for (const std::size_t latent : s.latents) {
-                if (latent >= sae.d_sae)
-                    throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, latent));
-                const auto map = psae::patch_map(z, 0, grid, latent);
-                const auto stem = (std::filesystem::path(s.out) / fmt::format("latent_{}", latent)).string();
-                psae::npz_writer npz(stem + ".npz");
-                npz.add("map", map.data(), {grid, grid});
-                npz.close();
-                psae::write_png(stem + ".png", psae::heat_overlay(picture, map, grid, grid));
-                if (!s.common.json)
-                    fmt::print("latent {}: largest activation {:.5g}: {}.png\n", latent,
-                               *std::max_element(map.begin(), map.end()), stem);
-            }
-            if (s.patch.empty()) return;
-            const auto comma = s.patch.find(',');
-            std::size_t row = grid, column = grid;
-            try {
-                row = std::stoul(s.patch.substr(0, comma));
-                column = comma == std::string::npos ? grid : std::stoul(s.patch.substr(comma + 1));
-            } catch (const std::exception&) {
-            }
-            if (row >= grid || column >= grid)
-                throw psae::error("no such patch", s.patch, fmt::format("R,C with both from 0 to {}", grid - 1));
-            for (const auto& [latent, value] : psae::strongest_latents(z, 1 + row * grid + column, s.top))
-                fmt::print("{} {:.6g}\n", latent, value);
-        });
+    each_image_tokens(s.images, device,
+                      [&](const psae::vision_tower& tower, const psae::image_list&, const std::vector<float>& tokens,
+                          const std::vector<std::size_t>&) {
+                          require_fit(sae, s.sae, tower.width(), s.images.model);
+                          const std::size_t grid = tower.grid();
+                          const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.tokens());
+                          std::vector<std::pair<std::size_t, float>> strongest;
+                          if (!s.patch.empty())
+                              strongest = psae::strongest_latents(z, 1 + patch_number(s.patch, grid), s.top);
+                          const auto picture = psae::read_image(s.image, s.images.alpha_mode());
+                          const auto how = psae::read_preprocessing(s.images.model, tower.image_size());
+                          const auto seen = psae::seen_by_model(picture.width, picture.height, how);
+                          std::string masks;
+                          if (!s.latents.empty()) std::filesystem::create_directories(s.out);
+                          for (const std::size_t f : s.latents) {
+                              const auto map = psae::patch_map(z, 0, grid, f);
+                              const auto stem = (std::filesystem::path(s.out) / fmt::format("latent_{}", f)).string();
+                              psae::npz_writer npz(stem + ".npz");
+                              npz.add("map", map.data(), {grid, grid});
+                              npz.close();
+                              psae::write_png(stem + ".png", s.style == "darken"
+                                                                 ? psae::darken_silent(picture, map, grid, grid)
+                                                                 : psae::heat_overlay(picture, map, grid, grid, seen));
+                              const float largest = *std::max_element(map.begin(), map.end());
+                              if (s.common.json)
+                                  masks += fmt::format("{}{{\"latent\": {}, \"max_activation\": {:.9g}}}",
+                                                       masks.empty() ? "" : ", ", f, largest);
+                              else fmt::print("latent {}: largest activation {:.5g}: {}.png\n", f, largest, stem);
+                          }
+                          std::string listed;
+                          for (const auto& [f, value] : strongest) {
+                              if (s.common.json)
+                                  listed += fmt::format("{}{{\"latent\": {}, \"activation\": {:.9g}}}",
+                                                        listed.empty() ? "" : ", ", f, value);
+                              else fmt::print("{} {:.6g}\n", f, value);
+                          }
+                          if (s.common.json) fmt::print("{{\"masks\": [{}], \"strongest\": [{}]}}\n", masks, listed);
+                      });
 }
 
 }  // namespace
@@ -71,11 +93,15 @@ void add_mask(CLI::App& app) {
     sub->add_option("--latent", s->latents, "latents to show");
     sub->add_option("--patch", s->patch, "R,C: list the strongest latents of this patch");
     sub->add_option("--top", s->top, "how many latents --patch lists");
+    sub->add_option("--style", s->style,
+                    "heat: brightness by strength, over the part the model sees; darken: PatchSAE's pictures, silent "
+                    "patches dark, over the whole")
+        ->check(CLI::IsMember({"heat", "darken"}));
     sub->add_option("--out", s->out, "directory to write")->required();
     sub->callback([s, sub] {
         if (s->latents.empty() && s->patch.empty()) throw CLI::RequiredError("--latent or --patch");
         run(*s);
-        save_configuration(*sub, s->out);
+        if (!s->latents.empty()) save_configuration(*sub, s->out);
     });
 }
 

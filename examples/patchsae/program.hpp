@@ -138,5 +138,6 @@ void add_train(CLI::App& app);
 void add_encode(CLI::App& app);
 void add_latents(CLI::App& app);
 void add_mask(CLI::App& app);
+void add_report(CLI::App& app);
 
 }  // namespace patchsae

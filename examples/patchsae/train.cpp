@@ -114,15 +114,17 @@ void with_variant(state& s, CLI::App& sub, data<Source> rows) {
     const std::size_t d = rows.source.columns();
     const std::size_t latents = s.d_sae > 0       ? s.d_sae
                                 : !s.init.empty() ? psae::read_sae(s.init).d_sae
-                                                  : s.expansion * d;
-    // Parameters and two moments, all in fp32: asked for here, before the system would have to find it.
-    const double needed = 2.0 * 3 * sizeof(float) * double(latents) * double(d),
+                                                  : std::min(s.expansion, std::size_t{1} << 40) * d;
+    // Parameters and two moments of both matrices, and two blocks of four batches: asked for here, before the system
+    // would have to find it.
+    const double needed = sizeof(float) * double(d) * (2.0 * 3 * double(latents) + 2.0 * 4 * double(s.batch_tokens)),
                  there = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
     if (needed > there)
         throw psae::error(
-            "the SAE does not fit into memory", fmt::format("d_in {}, d_sae {}", d, latents),
+            "the run does not fit into memory",
+            fmt::format("d_in {}, d_sae {}, batches of {}", d, latents, s.batch_tokens),
             fmt::format("training takes {:.1f} GiB, the machine has {:.1f}", needed / (1 << 30), there / (1 << 30)),
-            "lower --expansion or --d-sae");
+            "lower --expansion, --d-sae or --batch-tokens");
     if (s.steps == 0) s.steps = (s.tokens > 0 ? s.tokens : rows.source.rows()) / s.batch_tokens;
     if (s.steps == 0)
         throw psae::error(

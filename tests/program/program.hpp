@@ -29,6 +29,12 @@ namespace fs = std::filesystem;
 
 inline const fs::path golden = PSAE_GOLDEN_DIR, data = PSAE_DATA_DIR;
 
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr bool sanitized = true;
+#else
+inline constexpr bool sanitized = false;
+#endif
+
 // A folder of its own for one test, removed with it.
 class folder {
 public:
@@ -81,7 +87,8 @@ inline result run(const std::vector<std::string>& arguments, const limits& limit
         };
         redirect(out.c_str(), 1);
         redirect(err.c_str(), 2);
-        if (limit.memory_bytes > 0) {
+        // (AddressSanitizer reserves terabytes of addresses and has a limit of its own, see tests/CMakeLists.txt.)
+        if (limit.memory_bytes > 0 && !sanitized) {
             const rlimit bytes{limit.memory_bytes, limit.memory_bytes};
             setrlimit(RLIMIT_AS, &bytes);
         }

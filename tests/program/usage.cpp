@@ -64,12 +64,13 @@ TEST_CASE("what is not there is said in one line with exit code 1") {
     for (const char* variant : {"batch_topk", "jump_relu", "gated", "matryoshka"})
         CHECK(
             contains(refused({"train", "--activations", tokens, "--out", work / "x", "--variant", variant}), variant));
-    // More memory than there is, and an extent that would overflow.
+    // More memory than there is, and extents that would overflow.
     write_npz(work / "rows.npz", "tokens", some_rows(64, 8), {64, 8});
-    for (const char* latents : {"100000000000", "2305843009213693952"})
-        CHECK(contains(refused({"train", "--activations", work / "rows.npz", "--out", work / "run", "--batch-tokens",
-                                "8", "--d-sae", latents}),
-                       "does not fit into memory"));
+    for (const char* option : {"--d-sae=100000000000", "--d-sae=2305843009213693952", "--expansion=2305843009213693952",
+                               "--batch-tokens=4611686018427387904"})
+        CHECK(contains(
+            refused({"train", "--activations", work / "rows.npz", "--out", work / "run", "--steps", "1", option}),
+            "does not fit into memory"));
     // Activations that are not finite, and an SAE of another width.
     auto rows = some_rows(64, 8);
     rows[8 * 5 + 3] = INFINITY;

@@ -3,6 +3,10 @@
 //
 //   psae::chart c = psae::line_plot("loss", "step", "mse", {{"train", steps, losses}});
 //   write_text("loss.svg", psae::to_svg(c));  psae::write_png("loss.png", psae::to_image(c));
+//
+// In an SVG the colours of paper, ink, grid and frame are the CSS variables --chart-paper, --chart-ink, --chart-grid
+// and
+// --chart-frame, so that a page can set them (for dark screens, say); without them they are those of the picture.
 
 #include <algorithm>
 #include <charconv>
@@ -20,8 +24,10 @@ namespace psae {
 
 struct series {
     std::string name;  // for the legend; empty: not in it
-    std::vector<double> x,
-        y;  // equally many; points that are not finite, or not positive on a logarithmic axis, are left out
+    // Equally many; points that are not finite, or not positive on a logarithmic axis, are left out.
+    std::vector<double> x, y;
+    // Of points: numbers that colour them, equally many (not finite: gray); empty: the colour of the series.
+    std::vector<double> value{};
 };
 
 struct chart {
@@ -29,6 +35,14 @@ struct chart {
     std::vector<series> data;
     bool lines = true;  // or points
     bool log_x = false, log_y = false;
+    std::string value_label{};         // of the colour bar for the values of points
+    double width = 720, height = 440;  // of the SVG, and half of the picture's pixels
+};
+
+// A chart and the name of its file, without extension.
+struct named_chart {
+    std::string file;
+    chart drawing;
 };
 
 struct chart_axes {
@@ -42,7 +56,7 @@ struct plot_point {
 };
 
 inline colour series_colour(std::size_t i) {
-    static constexpr colour list[] = {{31, 98, 168},  {217, 95, 2},   {27, 140, 90}, {190, 40, 110},
+    static constexpr colour list[] = {{42, 112, 186}, {217, 95, 2},   {27, 140, 90}, {190, 40, 110},
                                       {117, 92, 180}, {160, 120, 20}, {80, 80, 80},  {60, 170, 200}};
     return list[i % std::size(list)];
 }
@@ -113,6 +127,26 @@ struct plot_axis {
     }
 };
 
+// Blue over gray to orange for 0 to 1, in steps: told apart on light and dark paper and by the colour-blind.
+inline constexpr std::size_t value_steps = 16;
+inline colour value_colour(std::size_t step) {
+    static constexpr double stops[][3] = {{33, 102, 188}, {142, 132, 150}, {232, 112, 20}};
+    const double at = 2 * static_cast<double>(step) / static_cast<double>(value_steps - 1);
+    const int low = std::min(1, static_cast<int>(at));
+    colour out{};
+    for (std::size_t c = 0; c < 3; ++c)
+        out[c] =
+            static_cast<std::uint8_t>(std::lround(stops[low][c] + (at - low) * (stops[low + 1][c] - stops[low][c])));
+    return out;
+}
+
+// A colour, and the CSS variable that may replace it in an SVG (null: none).
+struct paint {
+    colour value;
+    const char* variable = nullptr;
+    paint(const colour& c, const char* v = nullptr) : value(c), variable(v) {}
+};
+
 enum class text_anchor { start, middle, end };
 
 // Draws to SVG. Texts are centred vertically on their y.
@@ -121,31 +155,36 @@ public:
     svg_canvas(double width, double height) {
         out_ = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 " + text(width) + " " + text(height) +
                "\" width=\"" + text(width) + "\" height=\"" + text(height) +
-               "\" font-family=\"system-ui, sans-serif\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
+               "\" font-family=\"system-ui, sans-serif\">\n<rect width=\"100%\" height=\"100%\" style=\"fill:" +
+               css({{255, 255, 255}, "--chart-paper"}) + "\"/>\n";
     }
-    void line(plot_point a, plot_point b, const colour& c, double width) {
-        out_ += "<path d=\"M" + text(a) + "L" + text(b) + "\" stroke=\"" + hex(c) + "\" stroke-width=\"" + text(width) +
-                "\"/>\n";
+    void line(plot_point a, plot_point b, const paint& c, double width) {
+        out_ += "<path d=\"M" + text(a) + "L" + text(b) + "\" style=\"stroke:" + css(c) +
+                ";stroke-width:" + text(width) + "\"/>\n";
     }
-    void polyline(const std::vector<plot_point>& points, const colour& c, double width) {
+    void polyline(const std::vector<plot_point>& points, const paint& c, double width) {
         if (points.empty()) return;
-        out_ += "<path fill=\"none\" stroke-linejoin=\"round\" stroke-linecap=\"round\" stroke=\"" + hex(c) +
-                "\" stroke-width=\"" + text(width) + "\" d=\"";
+        out_ += "<path style=\"fill:none;stroke-linejoin:round;stroke-linecap:round;stroke:" + css(c) +
+                ";stroke-width:" + text(width) + "\" d=\"";
         for (std::size_t i = 0; i < points.size(); ++i) out_ += (i == 0 ? "M" : "L") + text(points[i]);
         out_ += points.size() == 1 ? "h0\"/>\n" : "\"/>\n";
     }
     // Zero-length strokes with round ends: a tenth of the bytes of circles.
-    void dots(const std::vector<plot_point>& points, const colour& c, double radius, double opacity) {
+    void dots(const std::vector<plot_point>& points, const paint& c, double radius, double opacity) {
         if (points.empty()) return;
-        out_ += "<path fill=\"none\" stroke-linecap=\"round\" stroke-opacity=\"" + text(opacity) + "\" stroke=\"" +
-                hex(c) + "\" stroke-width=\"" + text(2 * radius) + "\" d=\"";
+        out_ += "<path style=\"fill:none;stroke-linecap:round;stroke-opacity:" + text(opacity) + ";stroke:" + css(c) +
+                ";stroke-width:" + text(2 * radius) + "\" d=\"";
         for (const plot_point& p : points) out_ += "M" + text(p) + "h0";
         out_ += "\"/>\n";
     }
-    void write(plot_point at, std::string_view words, text_anchor anchor, const colour& c, bool large, bool upwards) {
+    void box(plot_point from, double width, double height, const paint& c) {
+        out_ += "<rect x=\"" + text(from.x) + "\" y=\"" + text(from.y) + "\" width=\"" + text(width) + "\" height=\"" +
+                text(height) + "\" style=\"fill:" + css(c) + "\"/>\n";
+    }
+    void write(plot_point at, std::string_view words, text_anchor anchor, const paint& c, bool large, bool upwards) {
         static constexpr const char* names[] = {"start", "middle", "end"};
         out_ += "<text x=\"" + text(at.x) + "\" y=\"" + text(at.y) + "\" dy=\".35em\" text-anchor=\"" +
-                names[static_cast<int>(anchor)] + "\" fill=\"" + hex(c) + "\" font-size=\"" +
+                names[static_cast<int>(anchor)] + "\" style=\"fill:" + css(c) + "\" font-size=\"" +
                 (large ? "15\" font-weight=\"600" : "12") + "\"";
         if (upwards) out_ += " transform=\"rotate(-90 " + text(at.x) + " " + text(at.y) + ")\"";
         out_ += ">";
@@ -157,23 +196,24 @@ public:
         }
         out_ += "</text>\n";
     }
-    static double width_of(std::string_view words) { return 7.0 * static_cast<double>(words.size()); }
+    static double width_of(std::string_view words) { return 6.6 * static_cast<double>(words.size()); }
     std::string finish() && { return std::move(out_) + "</svg>\n"; }
 
 private:
     static std::string text(double v) {
         char buffer[64];
-        const auto r = std::to_chars(buffer, buffer + sizeof buffer, v, std::chars_format::fixed, 2);
+        const auto r = std::to_chars(buffer, buffer + sizeof buffer, v, std::chars_format::fixed, 1);
         std::string out(buffer, r.ptr);
+        if (out.find('.') == std::string::npos) return out;
         while (out.back() == '0') out.pop_back();
         if (out.back() == '.') out.pop_back();
         return out;
     }
     static std::string text(plot_point p) { return text(p.x) + " " + text(p.y); }
-    static std::string hex(const colour& c) {
+    static std::string css(const paint& c) {
         std::string out = "#";
-        for (const std::uint8_t v : c) out += "0123456789abcdef"[v >> 4], out += "0123456789abcdef"[v & 15];
-        return out;
+        for (const std::uint8_t v : c.value) out += "0123456789abcdef"[v >> 4], out += "0123456789abcdef"[v & 15];
+        return c.variable == nullptr ? out : "var(" + std::string(c.variable) + "," + out + ")";
     }
     std::string out_;
 };
@@ -184,7 +224,7 @@ public:
     image_canvas(double width, double height)
         : on_(blank_image(static_cast<std::size_t>(width * scale), static_cast<std::size_t>(height * scale))) {}
 
-    void line(plot_point a, plot_point b, const colour& c, double width) {
+    void line(plot_point a, plot_point b, const paint& c, double width) {
         a = {a.x * scale, a.y * scale}, b = {b.x * scale, b.y * scale};
         const double half = width * scale / 2, dx = b.x - a.x, dy = b.y - a.y, square = dx * dx + dy * dy;
         const auto low = [&](double p, double q) {
@@ -205,35 +245,39 @@ public:
             for (std::ptrdiff_t x = x0; x <= x1; ++x) {
                 const double px = static_cast<double>(x) + 0.5 - a.x, py = static_cast<double>(y) + 0.5 - a.y;
                 const double t = square > 0 ? std::clamp((px * dx + py * dy) / square, 0.0, 1.0) : 0.0;
-                blend(on_, x, y, c, half + 0.5 - std::hypot(px - t * dx, py - t * dy));
+                blend(on_, x, y, c.value, half + 0.5 - std::hypot(px - t * dx, py - t * dy));
             }
         }
     }
-    void polyline(const std::vector<plot_point>& points, const colour& c, double width) {
+    void polyline(const std::vector<plot_point>& points, const paint& c, double width) {
         for (std::size_t i = 1; i < points.size(); ++i) line(points[i - 1], points[i], c, width);
         if (points.size() == 1) line(points[0], points[0], c, width);
     }
-    void dots(const std::vector<plot_point>& points, const colour& c, double radius, double opacity) {
+    void dots(const std::vector<plot_point>& points, const paint& c, double radius, double opacity) {
         const double r = radius * scale;
         for (const plot_point& p : points)
             for (auto y = static_cast<std::ptrdiff_t>(p.y * scale - r - 1);
                  y <= static_cast<std::ptrdiff_t>(p.y * scale + r + 1); ++y)
                 for (auto x = static_cast<std::ptrdiff_t>(p.x * scale - r - 1);
                      x <= static_cast<std::ptrdiff_t>(p.x * scale + r + 1); ++x)
-                    blend(on_, x, y, c,
+                    blend(on_, x, y, c.value,
                           opacity * std::clamp(r + 0.5 -
                                                    std::hypot(static_cast<double>(x) + 0.5 - p.x * scale,
                                                               static_cast<double>(y) + 0.5 - p.y * scale),
                                                0.0, 1.0));
     }
-    void write(plot_point at, std::string_view words, text_anchor anchor, const colour& c, bool large, bool upwards) {
+    void write(plot_point at, std::string_view words, text_anchor anchor, const paint& c, bool large, bool upwards) {
         const std::size_t s = large ? 3 : 2;
         const double back = static_cast<double>(text_width(words, s)) * (anchor == text_anchor::start    ? 0
                                                                          : anchor == text_anchor::middle ? 0.5
                                                                                                          : 1);
         const double half_height = 3.5 * static_cast<double>(s), x = at.x * scale, y = at.y * scale;
-        if (upwards) draw_text(on_, std::lround(x - half_height), std::lround(y + back), words, c, s, true);
-        else draw_text(on_, std::lround(x - back), std::lround(y - half_height), words, c, s);
+        if (upwards) draw_text(on_, std::lround(x - half_height), std::lround(y + back), words, c.value, s, true);
+        else draw_text(on_, std::lround(x - back), std::lround(y - half_height), words, c.value, s);
+    }
+    void box(plot_point from, double width, double height, const paint& c) {
+        fill(on_, std::lround(from.x * scale), std::lround(from.y * scale), std::lround(width * scale),
+             std::lround(height * scale), c.value);
     }
     static double width_of(std::string_view words) { return static_cast<double>(text_width(words, 2)) / scale; }
     image finish() && { return std::move(on_); }
@@ -243,32 +287,70 @@ private:
     image on_;
 };
 
+// What a line of many points looks like: of every `width` the points that enter and leave it, the lowest and the
+// highest.
+inline std::vector<plot_point> thinned_line(const std::vector<plot_point>& points, double width) {
+    std::vector<plot_point> out;
+    for (std::size_t first = 0; first < points.size();) {
+        std::size_t end = first + 1, low = first, high = first;
+        const double column = std::floor(points[first].x / width);
+        for (; end < points.size() && std::floor(points[end].x / width) == column; ++end) {
+            if (points[end].y < points[low].y) low = end;
+            if (points[end].y > points[high].y) high = end;
+        }
+        std::size_t last = points.size();
+        for (const std::size_t i : {first, std::min(low, high), std::max(low, high), end - 1})
+            if (i != last) out.push_back(points[last = i]);
+        first = end;
+    }
+    return out;
+}
+
+// Points that fall on the same half unit drawn once.
+inline std::vector<plot_point> distinct_dots(std::vector<plot_point> points) {
+    for (plot_point& p : points) p = {std::round(2 * p.x) / 2, std::round(2 * p.y) / 2};
+    const auto key = [](const plot_point& p) { return std::pair{p.x, p.y}; };
+    std::sort(points.begin(), points.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
+    points.erase(
+        std::unique(points.begin(), points.end(), [&](const auto& a, const auto& b) { return key(a) == key(b); }),
+        points.end());
+    return points;
+}
+
 template <class Canvas>
 auto draw_chart(const chart& c) {
     for (const series& s : c.data)
-        if (s.x.size() != s.y.size())
-            throw error("chart series has x and y of different lengths", "series " + s.name,
-                        std::to_string(s.x.size()) + " and " + std::to_string(s.y.size()));
-    constexpr double width = 720, height = 440, right = 700, bottom = 384;
-    const colour ink{50, 50, 50}, faint{228, 228, 228}, frame{120, 120, 120};
-    plot_axis x, y;
+        if (s.x.size() != s.y.size() || (!s.value.empty() && s.value.size() != s.x.size()))
+            throw error("chart series has x, y and values of different lengths", "series " + s.name,
+                        std::to_string(s.x.size()) + ", " + std::to_string(s.y.size()) + " and " +
+                            std::to_string(s.value.size()));
+    const double right = c.width - 20, bottom = c.height - 56;
+    const paint ink({50, 50, 50}, "--chart-ink"), faint({228, 228, 228}, "--chart-grid"),
+        frame({120, 120, 120}, "--chart-frame"), valueless({150, 150, 150});
+    plot_axis x, y, value;
     x.logarithmic = c.log_x, y.logarithmic = c.log_y;
+    const auto shown = [&](const series& s, std::size_t i) { return x.shows(s.x[i]) && y.shows(s.y[i]); };
     for (const series& s : c.data)
-        for (std::size_t i = 0; i < s.x.size(); ++i)
-            if (x.shows(s.x[i]) && y.shows(s.y[i])) x.include(s.x[i]), y.include(s.y[i]);
-    x.finish(c.lines ? 0.0 : 0.03, 8);
-    y.finish(0.05, 6);
+        for (std::size_t i = 0; i < s.x.size(); ++i) {
+            if (!shown(s, i)) continue;
+            x.include(s.x[i]), y.include(s.y[i]);
+            if (!s.value.empty() && value.shows(s.value[i])) value.include(s.value[i]);
+        }
+    const bool bar = value.low <= value.high;
+    x.finish(c.lines ? 0.0 : 0.03, c.width < 500 ? 5 : 8);
+    y.finish(0.05, c.height < 300 ? 4 : 6);
+    if (bar) value.finish(0, 3);
 
-    Canvas out(width, height);
+    Canvas out(c.width, c.height);
     double widest = 0;
     for (const auto& t : y.ticks) widest = std::max(widest, Canvas::width_of(t.second));
     const double left = 46 + widest;
     double top = 24;
     if (!c.title.empty()) {
         out.write({left, 24}, c.title, text_anchor::start, ink, true, false);
-        top += 22;
+        top += 24;
     }
-    // The legend is a line or more of names above the frame.
+    // The legend is a line or more of names above the frame; the colour bar has a line of its own.
     double at = left;
     bool legend = false;
     for (std::size_t i = 0; i < c.data.size(); ++i) {
@@ -282,6 +364,20 @@ auto draw_chart(const chart& c) {
         legend = true;
     }
     if (legend) top += 20;
+    if (bar) {
+        constexpr double step = 8;
+        double from = left;
+        const auto say = [&](const std::string& words) {
+            out.write({from, top}, words, text_anchor::start, ink, false, false);
+            from += Canvas::width_of(words) + 10;
+        };
+        say(c.value_label);
+        say(number_text(std::round(value.low * 100) / 100));
+        for (std::size_t i = 0; i < value_steps; ++i, from += step) out.box({from, top - 5}, step, 10, value_colour(i));
+        from += 10;
+        say(number_text(std::round(value.high * 100) / 100));
+        top += 20;
+    }
     top = std::min(top, bottom - 60);
 
     const auto place_x = [&](double v) { return left + (v - x.low) / (x.high - x.low) * (right - left); };
@@ -290,10 +386,10 @@ auto draw_chart(const chart& c) {
     for (const auto& [v, label] : x.ticks) {
         out.line({place_x(v), top}, {place_x(v), bottom}, faint, 1);
         out.line({place_x(v), bottom}, {place_x(v), bottom + 5}, frame, 1);
-        const double half = Canvas::width_of(label) / 2;
-        if (place_x(v) - half < written + 6) continue;
-        out.write({place_x(v), bottom + 16}, label, text_anchor::middle, ink, false, false);
-        written = place_x(v) + half;
+        const double half = Canvas::width_of(label) / 2, middle = std::min(place_x(v), c.width - half - 2);
+        if (middle - half < written + 6) continue;
+        out.write({middle, bottom + 16}, label, text_anchor::middle, ink, false, false);
+        written = middle + half;
     }
     for (const auto& [v, label] : y.ticks) {
         out.line({left, place_y(v)}, {right, place_y(v)}, faint, 1);
@@ -302,22 +398,39 @@ auto draw_chart(const chart& c) {
     }
     for (std::size_t i = 0; i < c.data.size(); ++i) {
         const series& s = c.data[i];
-        std::vector<plot_point> points;
+        // One list of points a colour: the steps of values from the top down, so that low values lie above high ones.
+        std::vector<std::vector<plot_point>> points(s.value.empty() ? 1 : value_steps + 1);
         const auto flush = [&] {
-            if (c.lines) out.polyline(points, series_colour(i), 2);
-            else out.dots(points, series_colour(i), s.x.size() > 2000 ? 1.4 : 2.5, s.x.size() > 2000 ? 0.35 : 0.65);
-            points.clear();
+            out.polyline(points[0].size() > 2000 ? thinned_line(points[0], 1) : points[0], series_colour(i), 2);
+            points[0].clear();
         };
         for (std::size_t k = 0; k < s.x.size(); ++k) {
-            if (x.shows(s.x[k]) && y.shows(s.y[k]))
-                points.push_back({place_x(x.position(s.x[k])), place_y(y.position(s.y[k]))});
-            else if (c.lines) flush();  // a gap, not a bridge
+            if (!shown(s, k)) {
+                if (c.lines) flush();  // a gap, not a bridge
+                continue;
+            }
+            std::size_t list = 0;
+            if (!s.value.empty() && value.shows(s.value[k])) {
+                const double share = (s.value[k] - value.low) / (value.high - value.low);
+                list = value_steps - static_cast<std::size_t>(std::lround(share * double(value_steps - 1)));
+            }
+            points[list].push_back({place_x(x.position(s.x[k])), place_y(y.position(s.y[k]))});
         }
-        flush();
+        if (c.lines) {
+            flush();
+            continue;
+        }
+        const bool many = s.x.size() > 2000;
+        for (std::size_t list = 0; list < points.size(); ++list)
+            out.dots(many ? distinct_dots(std::move(points[list])) : points[list],
+                     s.value.empty() ? paint(series_colour(i))
+                     : list == 0     ? valueless
+                                     : paint(value_colour(value_steps - list)),
+                     many ? 1.6 : 2.5, many ? 0.5 : 0.7);
     }
     out.line({left, top}, {left, bottom}, frame, 1);
     out.line({left, bottom}, {right, bottom}, frame, 1);
-    out.write({(left + right) / 2, 420}, c.x_label, text_anchor::middle, ink, false, false);
+    out.write({(left + right) / 2, c.height - 20}, c.x_label, text_anchor::middle, ink, false, false);
     out.write({16, (top + bottom) / 2}, c.y_label, text_anchor::middle, ink, false, true);
     return std::move(out).finish();
 }
@@ -327,18 +440,20 @@ auto draw_chart(const chart& c) {
 // Series as lines, in the order of their points.
 inline chart line_plot(std::string title, std::string x_label, std::string y_label, std::vector<series> data,
                        chart_axes axes = {}) {
-    return {std::move(title), std::move(x_label), std::move(y_label), std::move(data), true, axes.log_x, axes.log_y};
+    return {
+        std::move(title), std::move(x_label), std::move(y_label), std::move(data), true, axes.log_x, axes.log_y, {}};
 }
 // Series as points.
 inline chart scatter_plot(std::string title, std::string x_label, std::string y_label, std::vector<series> data,
                           chart_axes axes = {}) {
-    return {std::move(title), std::move(x_label), std::move(y_label), std::move(data), false, axes.log_x, axes.log_y};
+    return {
+        std::move(title), std::move(x_label), std::move(y_label), std::move(data), false, axes.log_x, axes.log_y, {}};
 }
 
-// The chart as an SVG document of 720 x 440, about twelve bytes a point. psae::error for a series with x and y of
-// different lengths.
+// The chart as an SVG document, about twelve bytes a point. psae::error for a series with x, y and values of different
+// lengths.
 inline std::string to_svg(const chart& c) { return detail::draw_chart<detail::svg_canvas>(c); }
-// The chart as a picture of 1440 x 880 pixels. psae::error as to_svg.
+// The chart as a picture with two pixels for each unit of its size. psae::error as to_svg.
 inline image to_image(const chart& c) { return detail::draw_chart<detail::image_canvas>(c); }
 
 }  // namespace psae

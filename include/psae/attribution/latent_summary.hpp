@@ -177,4 +177,57 @@ private:
     std::vector<std::uint32_t> touched_;
 };
 
+// The latents worth looking at first, at most `count`, best first. PatchSAE picks by eye, from ranges of frequency,
+// mean activation and label entropy; this ranks by
+//
+//   (mean score of the five top images) * ln(1 / image_frequency) * (1/2 + sum p ln(p / q))
+//
+// strong on its top images, silent on most others, and with top images whose labels (p, their shares) are not those of
+// all images (q). Without labels the last factor is the same for all. A first pass takes latents that fire on at least
+// five images and on no more than a quarter of all, and of latents with mostly the same five top images only the best;
+// a second pass fills up with what else fires.
+inline std::vector<std::size_t> interesting_latents(const latent_summary& s, std::span<const std::int64_t> labels,
+                                                    std::size_t count) {
+    const std::size_t looked_at = std::min<std::size_t>(5, s.top);
+    const auto images = [&](std::size_t f) {
+        return std::span<const std::int32_t>(s.top_images.data() + f * s.top, looked_at);
+    };
+    std::map<std::int64_t, double> images_of_label;
+    double labelled = 0;
+    for (const std::int64_t label : labels)
+        if (label >= 0) ++images_of_label[label], ++labelled;
+    std::vector<double> rank(s.latents);
+    std::vector<std::size_t> order;
+    for (std::size_t f = 0; f < s.latents; ++f) {
+        if (!(s.token_frequency[f] > 0)) continue;
+        double strength = 0, unlike_all = 0;
+        for (std::size_t j = 0; j < looked_at; ++j) strength += static_cast<double>(s.top_values[f * s.top + j]);
+        for (const label_share& l : label_shares(s, f, labels))
+            unlike_all += l.share * std::log(l.share * labelled / images_of_label.at(l.label));
+        rank[f] = strength * -std::log(s.image_frequency[f]) * (0.5 + unlike_all);
+        order.push_back(f);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank[a] > rank[b]; });
+    std::vector<std::size_t> chosen;
+    std::vector<char> taken(s.latents, 0);
+    for (const bool first_pass : {true, false})
+        for (const std::size_t f : order) {
+            if (chosen.size() >= count) break;
+            const auto mine = images(f);
+            const auto nearly_same = [&](std::size_t g) {
+                std::size_t common = 0;
+                for (const std::int32_t image : images(g))
+                    common += image >= 0 && std::find(mine.begin(), mine.end(), image) != mine.end();
+                return 2 * common > looked_at;
+            };
+            if (taken[f] ||
+                (first_pass && (s.image_frequency[f] > 0.25 || std::find(mine.begin(), mine.end(), -1) != mine.end() ||
+                                std::any_of(chosen.begin(), chosen.end(), nearly_same))))
+                continue;
+            taken[f] = 1;
+            chosen.push_back(f);
+        }
+    return chosen;
+}
+
 }  // namespace psae

@@ -124,8 +124,8 @@ inline void check_map(const image& picture, std::span<const float> map, std::siz
 }  // namespace detail
 
 // A map as RGBA pixels [rows, cols, 4] to be laid over its picture: nearly black and nearly opaque where the map is not
-// positive, heat colours where it is, brighter with its strength relative to `largest` (0: the map's own maximum). NaN
-// counts as nothing.
+// positive, heat colours where it is, brighter and clearer with its strength relative to `largest` (0: the map's own
+// maximum). NaN counts as nothing.
 inline std::vector<std::uint8_t> heat_layer(std::span<const float> map, float largest = 0) {
     if (!(largest > 0))
         for (const float v : map)
@@ -135,8 +135,9 @@ inline std::vector<std::uint8_t> heat_layer(std::span<const float> map, float la
     for (const float v : map) {
         const bool fires = v > 0 && largest > 0;
         // The scale begins with a step: a weak patch differs visibly from a silent one.
-        const colour c = fires ? heat_colour(0.3f + 0.7f * std::min(v / largest, 1.0f)) : colour{14, 12, 22};
-        out.insert(out.end(), {c[0], c[1], c[2], fires ? std::uint8_t{115} : std::uint8_t{190}});
+        const float m = fires ? std::min(v / largest, 1.0f) : 0.0f;
+        const colour c = fires ? heat_colour(0.2f + 0.72f * m) : colour{14, 12, 22};
+        out.insert(out.end(), {c[0], c[1], c[2], static_cast<std::uint8_t>(fires ? std::lround(165 - 100 * m) : 198)});
     }
     return out;
 }
@@ -236,14 +237,17 @@ struct grid_options {
 };
 
 // Images in rows, each fitted into cell x cell, with its caption below (there may be fewer captions than images; long
-// ones are cut) and a title above all. psae::error without images or with too large a sheet.
+// ones are cut) and a title, perhaps of several lines, above all. psae::error without images or with too large a sheet.
 inline image thumbnail_grid(std::span<const image> images, std::span<const std::string> captions = {},
                             const grid_options& options = {}) {
     if (images.empty() || options.columns == 0 || options.cell == 0) throw error("nothing to show in a grid of images");
     const colour ink{40, 40, 40}, frame{236, 236, 236};
     const std::size_t columns = std::min(options.columns, images.size()),
                       rows = (images.size() + columns - 1) / columns;
-    const std::size_t caption = captions.empty() ? 0 : 14, head = options.title.empty() ? 0 : 26;
+    const std::size_t caption_scale = options.cell < 150 ? 1 : 2,
+                      caption = captions.empty() ? 0 : 6 + 8 * caption_scale;
+    const auto lines = static_cast<std::size_t>(std::count(options.title.begin(), options.title.end(), '\n')) + 1;
+    const std::size_t head = options.title.empty() ? 0 : 4 + 22 * lines;
     const std::size_t step_x = options.cell + options.gap, step_y = options.cell + caption + options.gap;
     image out = blank_image(options.gap + columns * step_x, options.gap + head + rows * step_y);
     // What does not fit loses its end, and says so.
@@ -252,8 +256,13 @@ inline image thumbnail_grid(std::span<const image> images, std::span<const std::
         while (!text.empty() && text_width(text + "..", scale) > room) text.pop_back();
         return text + "..";
     };
-    draw_text(out, static_cast<std::ptrdiff_t>(options.gap), static_cast<std::ptrdiff_t>(options.gap),
-              cut(options.title, out.width - 2 * options.gap, 2), ink, 2);
+    std::string_view title = options.title;
+    for (std::size_t line = 0; line < lines; ++line) {
+        const auto end = std::min(title.find('\n'), title.size());
+        draw_text(out, static_cast<std::ptrdiff_t>(options.gap), static_cast<std::ptrdiff_t>(options.gap + 22 * line),
+                  cut(std::string(title.substr(0, end)), out.width - 2 * options.gap, 2), ink, 2);
+        title.remove_prefix(std::min(end + 1, title.size()));
+    }
     for (std::size_t i = 0; i < images.size(); ++i) {
         const std::size_t x = options.gap + i % columns * step_x, y = options.gap + head + i / columns * step_y;
         const image small = fit_into(images[i], options.cell, options.cell, frame);
@@ -262,7 +271,7 @@ inline image thumbnail_grid(std::span<const image> images, std::span<const std::
                         options.cell * 3);
         if (i < captions.size())
             draw_text(out, static_cast<std::ptrdiff_t>(x), static_cast<std::ptrdiff_t>(y + options.cell + 4),
-                      cut(captions[i], options.cell, 1), ink);
+                      cut(captions[i], options.cell, caption_scale), ink, caption_scale);
     }
     return out;
 }

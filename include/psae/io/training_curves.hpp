@@ -1,11 +1,15 @@
 #pragma once
-// The curves of a training run, from its metrics.jsonl.
+// The curves of a training run, from its metrics.jsonl: one JSON object a step, whose numbers are `step`, `loss` and
+// its terms, `l0`, `explained_variance`, `dead_fraction`, `lr`, `tokens_per_s`, and eval_<name> for values of <name> on
+// held out tokens.
 
+#include <cmath>
 #include <cstddef>
 #include <filesystem>
-#include <fstream>
+#include <limits>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,46 +18,79 @@
 
 namespace psae {
 
-// Every number of metrics.jsonl over the steps, by its name there. psae::error for a file that is missing or whose
-// lines are not JSON objects with a step.
-inline std::map<std::string, series> read_training_curves(const std::filesystem::path& metrics) {
-    std::ifstream in(metrics);
-    if (!in) throw error("file cannot be opened", metrics.string(), "expected the metrics of a training run");
-    std::map<std::string, series> curves;
-    std::size_t number = 0;
-    for (std::string line; std::getline(in, line);) {
-        const std::string where = metrics.string() + ", line " + std::to_string(++number);
-        const auto json = parse_json(line, where);
-        const double step = static_cast<double>(json_size(json, "step", where));
-        for (const auto& m : json.GetObject()) {
-            if (!m.value.IsNumber()) continue;
-            series& s = curves[m.name.GetString()];
-            s.x.push_back(step);
-            s.y.push_back(m.value.GetDouble());
-        }
+// Columns of equal length; NaN where a step has no such number.
+using training_curves = std::map<std::string, std::vector<double>>;
+
+// Throws psae::error for a line that is no JSON object with a number `step`; a last line without an end is what a
+// killed run leaves, and is passed over.
+inline training_curves read_training_curves(const std::filesystem::path& path) {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    const file_bytes bytes(path);
+    std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    training_curves curves{{"step", {}}};
+    for (std::size_t row = 0; !text.empty(); ++row) {
+        const auto end = text.find('\n');
+        if (end == std::string_view::npos) break;
+        const std::string where = path.string() + ", line " + std::to_string(row + 1);
+        const auto json = parse_json(text.substr(0, end), where);
+        text.remove_prefix(end + 1);
+        const auto* step = find_member(json, "step");
+        if (step == nullptr || !step->IsNumber())
+            throw error("line of metrics has no step", where, "expected an object with a number step");
+        for (const auto& m : json.GetObject())
+            if (m.value.IsNumber()) {
+                auto& column = curves[m.name.GetString()];
+                column.resize(row, nan);
+                column.push_back(m.value.GetDouble());
+            }
+        for (auto& [name, column] : curves) column.resize(row + 1, nan);
     }
     return curves;
 }
 
-// Draws loss, L0, dead latents and explained variance (with those of the held-out part) into the run's directory, as
-// loss.png, l0.png, dead.png and explained_variance.png.
-inline void write_training_curves(const std::filesystem::path& directory) {
-    struct picture {
-        const char *file, *title, *key, *held_out;
+// Loss and terms, L0, explained variance, dead fraction, as far as they are there.
+inline std::vector<named_chart> charts_of(const training_curves& curves) {
+    const auto line = [&](const std::string& key, std::string name) {
+        series s{std::move(name), {}, {}};
+        const auto found = curves.find(key);
+        if (found == curves.end()) return s;
+        const auto& step = curves.at("step");
+        for (std::size_t i = 0; i < step.size(); ++i)
+            if (std::isfinite(found->second[i])) s.x.push_back(step[i]), s.y.push_back(found->second[i]);
+        return s;
     };
-    auto curves = read_training_curves(directory / "metrics.jsonl");
-    for (const auto& [file, title, key, held_out] :
-         {picture{"loss.png", "loss", "loss", ""}, picture{"l0.png", "L0", "l0", "eval_l0"},
-          picture{"dead.png", "dead latents", "dead_fraction", ""},
-          picture{"explained_variance.png", "explained variance", "explained_variance", "eval_explained_variance"}}) {
-        std::vector<series> shown{curves[key]};
-        shown[0].name = "training";
-        if (const auto found = curves.find(held_out); found != curves.end()) {
-            shown.push_back(found->second);
-            shown[1].name = "held out";
-        }
-        write_png(directory / file, to_image(line_plot(title, "step", title, std::move(shown))));
+    std::vector<named_chart> charts;
+    const auto add = [&](const char* file, const char* title, std::vector<series> data) {
+        std::erase_if(data, [](const series& s) { return s.x.empty(); });
+        if (data.empty()) return;
+        if (data.size() == 1) data[0].name.clear();
+        chart c = line_plot(title, "step", "", std::move(data));
+        c.width = 440, c.height = 290;
+        charts.push_back({file, std::move(c)});
+    };
+    std::vector<series> losses{line("loss", "loss")};
+    for (const auto& [key, column] : curves) {
+        const bool named = key == "step" || key == "loss" || key == "l0" || key == "explained_variance" ||
+                           key == "dead_fraction" || key == "lr" || key == "tokens_per_s";
+        if (!named && !key.starts_with("eval_")) losses.push_back(line(key, key));
     }
+    if (losses.size() == 2) losses.pop_back();  // a single term is the loss itself
+    losses.push_back(line("eval_loss", "held out"));
+    // A loss falls by orders of magnitude; terms of zero leave gaps on the logarithmic axis.
+    add("loss", "Loss", std::move(losses));
+    if (!charts.empty()) charts.back().drawing.log_y = true;
+    add("l0", "L0: latents active per token", {line("l0", "training"), line("eval_l0", "held out")});
+    add("explained_variance", "Explained variance",
+        {line("explained_variance", "training"), line("eval_explained_variance", "held out")});
+    add("dead", "Dead latents, fraction", {line("dead_fraction", "training")});
+    return charts;
+}
+
+// Draws them as loss.png, l0.png, explained_variance.png and dead.png into the directory of a run, from its
+// metrics.jsonl. Throws as read_training_curves.
+inline void write_training_curves(const std::filesystem::path& directory) {
+    for (const auto& [file, drawing] : charts_of(read_training_curves(directory / "metrics.jsonl")))
+        write_png(directory / (file + ".png"), to_image(drawing));
 }
 
 }  // namespace psae

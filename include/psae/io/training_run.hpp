@@ -137,7 +137,7 @@ public:
         step_metrics m;
         {
             activation_stream<Source> stream(source, options_.batch_tokens, options_.shuffled ? 4 : 1,
-                                             options_.shuffled, options_.seed, trainer_.steps_done());
+                                             options_.shuffled, options_.seed, trainer_.steps_done(), options_.steps);
             auto before = std::chrono::steady_clock::now();
             double rate = 0;
             while (trainer_.steps_done() < options_.steps && !stop()) {

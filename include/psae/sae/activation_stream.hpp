@@ -81,15 +81,17 @@ private:
 template <class Source>
 class activation_stream {
 public:
-    // Batches of `batch` rows; a block holds `batches_per_block` of them; `shuffled` mixes the rows of a block.
+    // Batches of `batch` rows; a block holds `batches_per_block` of them; `shuffled` mixes the rows of a block. Nothing
+    // is read ahead for batch `last_batch` and those behind it.
     activation_stream(Source& source, std::size_t batch, std::size_t batches_per_block, bool shuffled,
-                      std::uint64_t seed, std::uint64_t first_batch = 0)
+                      std::uint64_t seed, std::uint64_t first_batch = 0, std::uint64_t last_batch = ~std::uint64_t{0})
         : source_(source),
           batch_(batch),
           batches_per_block_(batches_per_block),
           shuffled_(shuffled),
           seed_(seed),
           next_batch_(first_batch),
+          last_batch_(last_batch),
           current_(block_shape()),
           ahead_(block_shape()) {
         start(next_batch_ / batches_per_block_);
@@ -105,12 +107,13 @@ public:
     view<const float, shape<dyn, dyn>> next() {
         const std::uint64_t block = next_batch_ / batches_per_block_;
         if (!loaded_ || block != block_) {
+            if (!worker_.joinable()) start(block);
             worker_.join();
             if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
             std::swap(current_, ahead_);
             block_ = block;
             loaded_ = true;
-            start(block + 1);
+            if ((block + 1) * batches_per_block_ < last_batch_) start(block + 1);
         }
         const std::size_t within = next_batch_++ % batches_per_block_;
         return {current_.data() + within * batch_ * source_.columns(), shape<dyn, dyn>{batch_, source_.columns()}};
@@ -146,7 +149,7 @@ private:
     Source& source_;
     std::size_t batch_, batches_per_block_;
     bool shuffled_;
-    std::uint64_t seed_, next_batch_, block_ = 0;
+    std::uint64_t seed_, next_batch_, last_batch_, block_ = 0;
     bool loaded_ = false;
     tensor<float, shape<dyn, dyn>> current_, ahead_;
     std::atomic<bool> stopping_ = false;
