@@ -33,6 +33,10 @@ function(psae_native_flags result)
                     list(APPEND flags -mno-${in_compiler})
                 endif()
             endforeach()
+            # Compilers prefer vectors of 256 bits even where 512 are there; the processors this is for lose nothing by them.
+            if("${lines} " MATCHES "[ \t]avx512f ")
+                list(APPEND flags -mprefer-vector-width=512)
+            endif()
         endif()
     endif()
     # One trial of all flags together; a compiler that lacks one of them gets -march=native only.

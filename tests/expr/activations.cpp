@@ -20,7 +20,7 @@ void check_activation(const F& f, const Formula& formula) {
     }
     CHECK(worst_value < 5e-7);
     CHECK(worst_slope < 2e-9);
-    for (const float x : {-1e30f, -200.0f, 200.0f, 1e30f}) {  // saturates, without NaN or infinity
+    for (const float x : {-1e20f, -200.0f, 200.0f, 1e20f}) {  // saturates, without NaN or infinity
         CHECK(f.value(x) == Approx(std::max(x, 0.0f)).margin(1e-8));
         CHECK(f.derivative(x).d[0] == Approx(x > 0 ? 1.0f : 0.0f).margin(1e-6));
     }

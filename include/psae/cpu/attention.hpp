@@ -3,92 +3,22 @@
 // that stays in the second-level cache; the scores of a block of queries stay in the first.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 
 #include <psae/core/arena.hpp>
-#include <psae/core/vector_math.hpp>
 #include <psae/cpu/gemm.hpp>
+#include <psae/cpu/register_tile.hpp>
 #include <psae/expr/node.hpp>
 
 namespace psae {
 
 namespace detail {
 
-// clang splits vectors of 64 bytes in two, unless a function asks for them.
-#if defined(__clang__)
-#define PSAE_WIDE_VECTORS __attribute__((min_vector_width(512)))
-#else
-#define PSAE_WIDE_VECTORS
-#endif
-#if defined(__AVX512F__)
-inline constexpr std::size_t vector_bytes = 64;
-#elif defined(__AVX__)
-inline constexpr std::size_t vector_bytes = 32;
-#else
-inline constexpr std::size_t vector_bytes = 16;  // what every machine has; wider ones would change the ABI
-#endif
-
-// Tiles of a product that stay in registers: 6 rows by 4 vectors of 64 bytes take 24 of AVX-512's 32 registers, 6 by 2
-// of 32 bytes take 12 of AVX2's 16.
-template <class T, std::size_t Bytes>
-struct register_tile {
-    typedef T vector __attribute__((vector_size(Bytes), may_alias));
-    static constexpr std::size_t lanes = Bytes / sizeof(T), rows = 6, vectors = Bytes == 64 ? 4 : 2;
-
-    static constexpr std::size_t padded(std::size_t n) { return (n + lanes - 1) / lanes * lanes; }
-
-    // exp of each element.
-    PSAE_FN static vector exponential(vector x) {
-        if constexpr (std::is_same_v<T, float>) {
-            typedef std::int32_t integers __attribute__((vector_size(Bytes)));
-            return exp_polynomial<vector, integers>(x);
-        } else {
-            for (std::size_t lane = 0; lane < lanes; ++lane) x[lane] = fast_exp(x[lane]);
-            return x;
-        }
-    }
-
-    // C [rows, Vectors * lanes] = A [rows, inner] B [inner, Vectors * lanes]; B and C are aligned.
-    template <std::size_t Vectors>
-    PSAE_WIDE_VECTORS static void product(T* C, std::size_t ldc, const T* A, std::size_t lda, const T* B,
-                                          std::size_t ldb, std::size_t inner) {
-        vector sum[rows][Vectors] = {};
-        for (std::size_t k = 0; k < inner; ++k) {
-            vector b[Vectors];
-            for (std::size_t v = 0; v < Vectors; ++v) b[v] = *reinterpret_cast<const vector*>(B + k * ldb + v * lanes);
-            for (std::size_t r = 0; r < rows; ++r) {
-                const vector a = A[r * lda + k] - vector{};
-                for (std::size_t v = 0; v < Vectors; ++v) sum[r][v] += a * b[v];
-            }
-        }
-        for (std::size_t r = 0; r < rows; ++r)
-            for (std::size_t v = 0; v < Vectors; ++v) *reinterpret_cast<vector*>(C + r * ldc + v * lanes) = sum[r][v];
-    }
-    // The same for any number of columns that is a multiple of `lanes`, and rows a multiple of `rows`.
-    static void product(T* C, std::size_t ldc, const T* A, std::size_t lda, const T* B, std::size_t ldb,
-                        std::size_t inner, std::size_t row_count, std::size_t columns) {
-        std::size_t first = 0;
-        const auto panels = [&]<std::size_t Vectors>(std::integral_constant<std::size_t, Vectors>) {
-            for (; first + Vectors * lanes <= columns; first += Vectors * lanes)
-                for (std::size_t r = 0; r < row_count; r += rows)
-                    product<Vectors>(C + r * ldc + first, ldc, A + r * lda, lda, B + first, ldb, inner);
-        };
-        if constexpr (vectors == 4) {
-            panels(std::integral_constant<std::size_t, 4>{});
-            panels(std::integral_constant<std::size_t, 3>{});
-        }
-        panels(std::integral_constant<std::size_t, 2>{});
-        panels(std::integral_constant<std::size_t, 1>{});
-    }
-};
-
 // row[c] = exp(row[c] - largest of the row) for c < n, and next to 0 up to the padded width; returns the sum.
 template <class Tile, class T>
-PSAE_WIDE_VECTORS T exponentials(T* row, std::size_t n) {
+T exponentials(T* row, std::size_t n) {
     const std::size_t padded = Tile::padded(n);
     std::fill(row + n, row + padded, std::numeric_limits<T>::lowest());
     using vector = typename Tile::vector;
@@ -109,20 +39,6 @@ PSAE_WIDE_VECTORS T exponentials(T* row, std::size_t n) {
     return sum;
 }
 
-// Calls task(i, scratch) for i in [0, count) in parallel, each thread with `elements` of scratch memory of its own.
-template <class T, class Task>
-void parallel_with_scratch(cpu& device, arena<>& scratch, std::size_t count, std::size_t elements, const Task& task) {
-    const auto mark = scratch.position();
-    const std::size_t workers = std::min<std::size_t>(static_cast<std::size_t>(device.threads), count);
-    elements = (elements + 15) / 16 * 16;
-    T* memory = scratch.allocate<T>(workers * elements);
-    std::atomic<std::size_t> next{0};
-    device.parallel_for(workers, [&](std::size_t worker) {
-        for (std::size_t i; (i = next.fetch_add(1)) < count;) task(i, memory + worker * elements);
-    });
-    scratch.release_to(mark);
-}
-
 }  // namespace detail
 
 // out = softmax(Q K^T / sqrt(head width)) V for each image and head (Vaswani et al., Attention is all you need, 2017).
@@ -130,12 +46,12 @@ void parallel_with_scratch(cpu& device, arena<>& scratch, std::size_t count, std
 template <class T>
 void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t images, std::size_t tokens,
                std::size_t d, std::size_t heads) {
-    using tile = detail::register_tile<T, detail::vector_bytes>;
+    using tile = detail::register_tile<T>;
     constexpr std::size_t query_block = 4 * tile::rows;
     const std::size_t width = d / heads, width_padded = tile::padded(width), tokens_padded = tile::padded(tokens);
     const std::size_t elements =
         width * tokens_padded + tokens * width_padded + query_block * (width + tokens_padded + width_padded);
-    detail::parallel_with_scratch<T>(device, scratch, images * heads, elements, [=](std::size_t task, T* memory) {
+    parallel_with_scratch<T>(device, scratch, images * heads, elements, [=](std::size_t task, T* memory) {
         const std::size_t image = task / heads, head = task % heads;
         const T scale = T(1) / std::sqrt(static_cast<T>(width));
         T *keys = memory, *values = keys + width * tokens_padded, *scores = values + tokens * width_padded,
@@ -183,33 +99,32 @@ void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t 
 template <class T>
 void attention_adjoint(cpu& device, arena<>& scratch, T* dqkv, const T* g, const T* qkv, std::size_t images,
                        std::size_t tokens, std::size_t d, std::size_t heads, write how) {
-    using tile = detail::register_tile<T, detail::vector_bytes>;
+    using tile = detail::register_tile<T>;
     const std::size_t width = d / heads, padded = tile::padded(tokens);
     const T scale = T(1) / std::sqrt(static_cast<T>(width)), beta = how == write::add ? T(1) : T(0);
-    detail::parallel_with_scratch<T>(
-        device, scratch, images * heads, 2 * tokens * padded, [=](std::size_t task, T* memory) {
-            const cpu alone(1);
-            const std::size_t first = task / heads * tokens, column = task % heads * width;
-            const T *q = qkv + first * 3 * d + column, *k = q + d, *v = k + d, *cotangent = g + first * d + column;
-            T *dq = dqkv + first * 3 * d + column, *dk = dq + d, *dv = dk + d;
-            T *P = memory, *dP = P + tokens * padded;
-            gemm(alone, false, true, tokens, tokens, width, scale, q, 3 * d, k, 3 * d, T(0), P, padded);
-            gemm(alone, false, true, tokens, tokens, width, T(1), cotangent, d, v, 3 * d, T(0), dP, padded);
-            for (std::size_t r = 0; r < tokens; ++r) {
-                T *p = P + r * padded, *dp = dP + r * padded, dot = 0;
-                const T inverse = T(1) / detail::exponentials<tile>(p, tokens);
+    parallel_with_scratch<T>(device, scratch, images * heads, 2 * tokens * padded, [=](std::size_t task, T* memory) {
+        const cpu alone(1);
+        const std::size_t first = task / heads * tokens, column = task % heads * width;
+        const T *q = qkv + first * 3 * d + column, *k = q + d, *v = k + d, *cotangent = g + first * d + column;
+        T *dq = dqkv + first * 3 * d + column, *dk = dq + d, *dv = dk + d;
+        T *P = memory, *dP = P + tokens * padded;
+        gemm(alone, false, true, tokens, tokens, width, scale, q, 3 * d, k, 3 * d, T(0), P, padded);
+        gemm(alone, false, true, tokens, tokens, width, T(1), cotangent, d, v, 3 * d, T(0), dP, padded);
+        for (std::size_t r = 0; r < tokens; ++r) {
+            T *p = P + r * padded, *dp = dP + r * padded, dot = 0;
+            const T inverse = T(1) / detail::exponentials<tile>(p, tokens);
 #pragma omp simd reduction(+ : dot)
-                for (std::size_t c = 0; c < tokens; ++c) {
-                    p[c] *= inverse;
-                    dot += p[c] * dp[c];
-                }
-#pragma omp simd
-                for (std::size_t c = 0; c < tokens; ++c) dp[c] = p[c] * (dp[c] - dot) * scale;
+            for (std::size_t c = 0; c < tokens; ++c) {
+                p[c] *= inverse;
+                dot += p[c] * dp[c];
             }
-            gemm(alone, true, false, tokens, width, tokens, T(1), P, padded, cotangent, d, beta, dv, 3 * d);
-            gemm(alone, false, false, tokens, width, tokens, T(1), dP, padded, k, 3 * d, beta, dq, 3 * d);
-            gemm(alone, true, false, tokens, width, tokens, T(1), dP, padded, q, 3 * d, beta, dk, 3 * d);
-        });
+#pragma omp simd
+            for (std::size_t c = 0; c < tokens; ++c) dp[c] = p[c] * (dp[c] - dot) * scale;
+        }
+        gemm(alone, true, false, tokens, width, tokens, T(1), P, padded, cotangent, d, beta, dv, 3 * d);
+        gemm(alone, false, false, tokens, width, tokens, T(1), dP, padded, k, 3 * d, beta, dq, 3 * d);
+        gemm(alone, true, false, tokens, width, tokens, T(1), dP, padded, q, 3 * d, beta, dk, 3 * d);
+    });
 }
 
 }  // namespace psae

@@ -2,11 +2,13 @@
 // The CPU backend: a number of threads, and loops over independent tasks. A task writes only its own outputs and its
 // work does not depend on who runs it, so the number of threads changes no result of our own kernels.
 
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
 
 #include <omp.h>
 
-#include <psae/core/tensor.hpp>
+#include <psae/core/arena.hpp>
 
 namespace psae {
 
@@ -36,5 +38,20 @@ private:
         task(i);
     }
 };
+
+// Calls task(i, scratch) for i in [0, count) in parallel, each thread with `elements` of scratch memory of its own.
+template <class T, class Task>
+void parallel_with_scratch(const cpu& device, arena<>& scratch, std::size_t count, std::size_t elements,
+                           const Task& task) {
+    const auto mark = scratch.position();
+    const std::size_t workers = std::min<std::size_t>(static_cast<std::size_t>(device.threads), count);
+    elements = (elements + 15) / 16 * 16;
+    T* memory = scratch.allocate<T>(workers * elements);
+    std::atomic<std::size_t> next{0};
+    device.parallel_for(workers, [&](std::size_t worker) {
+        for (std::size_t i; (i = next.fetch_add(1)) < count;) task(i, memory + worker * elements);
+    });
+    scratch.release_to(mark);
+}
 
 }  // namespace psae

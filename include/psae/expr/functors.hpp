@@ -115,24 +115,36 @@ struct logarithm {
 struct quick_gelu {
     template <class T>
     PSAE_FN T value(T x) const {
-        return x / (T(1) + fast_exp(T(-1.702) * x));
+        return x / (T(1) + exponential(x));
     }
     template <class T>
     PSAE_FN partials<T, 1> derivative(T x) const {
-        const T s = T(1) / (T(1) + fast_exp(T(-1.702) * x));
+        const T s = T(1) / (T(1) + exponential(x));
         return {{s + T(1.702) * x * s * (T(1) - s)}};
+    }
+
+private:
+    // exp(-1.702 x), for float at most e^70, where the sigmoid is 4e-31: see fast_exp.
+    template <class T>
+    static PSAE_FN T exponential(T x) {
+        return fast_exp(T(-1.702) * x, T(-87), T(70));
     }
 };
 // x Phi(x) with the standard normal distribution Phi: the exact form of GELU, not its tanh approximation.
 struct gelu {
     template <class T>
     PSAE_FN T value(T x) const {
-        return T(0.5) * x * (T(1) + fast_erf(x * T(0.70710678118654752)));
+        return x * distribution(x);
     }
     template <class T>
     PSAE_FN partials<T, 1> derivative(T x) const {
-        const T density = T(0.39894228040143268) * fast_exp(T(-0.5) * x * x);
-        return {{T(0.5) * (T(1) + fast_erf(x * T(0.70710678118654752))) + x * density}};
+        return {{distribution(x) + x * T(0.39894228040143268) * fast_exp(T(-0.5) * x * x, T(-80), T(0))}};
+    }
+
+private:
+    template <class T>
+    static PSAE_FN T distribution(T x) {
+        return T(0.5) * (T(1) + fast_erf(x * T(0.70710678118654752)));
     }
 };
 struct minimum {
