@@ -56,7 +56,7 @@ def load(folder):
                 per_item = rest[0] == "preprocess" and row.get("items_per_second")
                 name = f"{rest[0]}/{row['name']}"
                 ours[name][turn].append(1 / per_item if per_item else row["real_time"] * SECONDS[row["time_unit"]])
-                notes[name] = {k: v for k, v in row.items() if k.lower() in ("l0", "peak_mib", "x_floor", "x_five_gemms")}
+                notes[name] = {k: v for k, v in row.items() if k.lower() in ("l0", "peak_mib", "x_floor", "x_five_gemms", "of_ceiling")}
         else:
             name = "/".join(rest)
             ours[name][turn].append(record["step_median_s"])
