@@ -5,7 +5,6 @@
 
 #include <psae/io/training_curves.hpp>
 #include <psae/io/training_run.hpp>
-#include <psae/sae/geometric_median.hpp>
 #include <psae/sae/patchsae.hpp>
 #include <psae/sae/topk.hpp>
 
@@ -15,7 +14,7 @@ namespace patchsae {
 
 namespace {
 
-constexpr std::size_t most_held_out_tokens = 16384, b_dec_sample = 4096;
+constexpr std::size_t most_held_out_tokens = 16384;
 
 struct state {
     common_options common;
@@ -48,19 +47,6 @@ psae::run_identity identity_of(const state& s, const CLI::App& sub, std::size_t 
 }
 
 template <class Variant, class Source>
-void start(const state& s, Source& source, Variant& sae) {
-    if (!s.init.empty()) return psae::set_parameters(sae, psae::read_sae(s.init));
-    psae::random_stream random(s.common.seed);
-    sae.initialise(random);
-    if (s.b_dec_init == "zero") return;
-    const auto rows = source.sample(b_dec_sample);
-    const std::size_t d = sae.inputs(), n = rows.size() / d;
-    const auto b =
-        s.b_dec_init == "mean" ? psae::row_mean(rows.data(), n, d) : psae::geometric_median(rows.data(), n, d);
-    std::copy(b.begin(), b.end(), sae.b_dec.data());
-}
-
-template <class Variant, class Source>
 void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, const psae::training_options& training) {
     psae::cpu device(s.common.threads);
     psae::training_run<Variant> run(sae, training,
@@ -75,7 +61,11 @@ void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, cons
                                      .identity = identity_of(s, sub, sae.latents(), rows.fingerprint)},
                                     device, std::move(rows.held_out));
     if (s.resume) run.resume();
-    else start(s, rows.source, sae);
+    else if (!s.init.empty()) psae::set_parameters(sae, psae::read_sae(s.init), s.init);
+    else
+        run.initialise(rows.source, s.b_dec_init == "zero"   ? psae::decoder_bias_start::zero
+                                    : s.b_dec_init == "mean" ? psae::decoder_bias_start::mean
+                                                             : psae::decoder_bias_start::geometric_median);
     std::filesystem::create_directories(s.out);
     save_configuration(sub, s.out);
 

@@ -158,6 +158,12 @@ TEST_CASE("encode gives the pipeline's codes, from tokens and from pictures") {
     CHECK(difference(tap, floats(expected, "tap")) < tolerance);
     CHECK(difference(codes, want) < tolerance);
     CHECK(difference(image_embeds, floats(expected, "image_embeds")) < 5e-5);
+
+    // Five latents never fire: the summary's NaN for them are no damage.
+    run_well({"latents", "--sae", work / "sae", "--model", pipeline / "model", "--images", pipeline / "images", "--out",
+              work / "latents"});
+    CHECK(run_well({"info", work / "latents" / "latents.npz", "--json"}).json()["kind"].GetString() ==
+          std::string("latents"));
 }
 
 TEST_CASE("sharded models give what whole ones do") {

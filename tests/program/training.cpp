@@ -256,6 +256,8 @@ TEST_CASE("runs that cannot be resumed say why in one line") {
     write_npz(work / "wider.npz", "tokens", some_rows(500, 32), {500, 32});
     CHECK(resume({"--activations=" + (work / "wider.npz").string()}).find("data 500 x 32") != std::string::npos);
     CHECK(read_text(work / "run" / "sae_weights.safetensors") == before);
+    CHECK(refused(with(train_arguments(work, "other", "60"), {"--init=" + (work / "run").string(), "--d-sae=48"}))
+              .find("SAE has another size") != std::string::npos);
     const auto checkpoint = work / "run" / "checkpoint" / "state.safetensors";
     fs::resize_file(checkpoint, fs::file_size(checkpoint) / 2);
     resume({});

@@ -71,7 +71,7 @@ inline std::vector<named_chart> charts_of(const training_curves& curves) {
     std::vector<series> losses{line("loss", "loss")};
     for (const auto& [key, column] : curves) {
         const bool named = key == "step" || key == "loss" || key == "l0" || key == "explained_variance" ||
-                           key == "dead_fraction" || key == "lr" || key == "tokens_per_s";
+                           key == "dead_fraction" || key == "lr" || key == "tokens_per_s" || key == "resampled";
         if (!named && !key.starts_with("eval_")) losses.push_back(line(key, key));
     }
     if (losses.size() == 2) losses.pop_back();  // a single term is the loss itself

@@ -19,9 +19,12 @@
 #include <psae/io/checkpoint.hpp>
 #include <psae/io/sae_file.hpp>
 #include <psae/sae/activation_stream.hpp>
+#include <psae/sae/geometric_median.hpp>
 #include <psae/sae/resample.hpp>
 
 namespace psae {
+
+enum class decoder_bias_start { geometric_median, mean, zero };
 
 struct training_run_options {
     std::filesystem::path directory;
@@ -108,7 +111,7 @@ public:
         double tokens_per_s;  // over the last steps
     };
 
-    // The SAE must have its start values. `held_out` [n, d_in]: rows on which it is evaluated every eval_every steps.
+    // The SAE gets its start values by initialise, resume, or from outside. `held_out` [n, d_in]: rows on which it is evaluated every eval_every steps.
     training_run(Variant& sae, const training_options& training, training_run_options options, cpu& device,
                  std::vector<float> held_out = {})
         : sae_(sae),
@@ -121,6 +124,18 @@ public:
     const psae::trainer<Variant>& trainer() const { return trainer_; }
     std::filesystem::path checkpoint_path() const { return options_.directory / "checkpoint" / "state.safetensors"; }
 
+    // Start values of the SAE: weights by the seed, b_dec by up to `sample` tokens of the source.
+    template <class Source>
+    void initialise(Source& source, decoder_bias_start how, std::size_t sample = 4096) {
+        random_stream random(options_.seed);
+        sae_.initialise(random);
+        if (how == decoder_bias_start::zero) return;
+        const auto rows = source.sample(sample);
+        const std::size_t d = sae_.inputs(), n = rows.size() / d;
+        const auto b =
+            how == decoder_bias_start::mean ? row_mean(rows.data(), n, d) : geometric_median(rows.data(), n, d);
+        std::copy(b.begin(), b.end(), sae_.b_dec.data());
+    }
     // Goes on from the checkpoint of the directory; errors as of read_checkpoint.
     void resume() { read_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity); }
 

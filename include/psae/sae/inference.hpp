@@ -55,17 +55,17 @@ struct sae_view : sae_description {
 };
 
 // Gives a variant in training the weights of a trained SAE. psae::error if the SAE has another size or treats its input
-// otherwise than variants do.
+// otherwise than variants do; `where` names the SAE in it.
 template <class Variant>
-void set_parameters(Variant& sae, const sae_weights& from) {
+void set_parameters(Variant& sae, const sae_weights& from, const std::string& where = {}) {
     const auto text = [](std::size_t d, std::size_t f) {
         return "d_in " + std::to_string(d) + " and d_sae " + std::to_string(f);
     };
     if (from.d_in != sae.inputs() || from.d_sae != sae.latents())
-        throw error("SAE has another size", "",
+        throw error("SAE has another size", where,
                     "expected " + text(sae.inputs(), sae.latents()) + ", found " + text(from.d_in, from.d_sae));
     if (!from.centred_input || from.scaling != input_scaling::none)
-        throw error("SAE cannot be trained further", "", "expected a centred input and no normalisation of it");
+        throw error("SAE cannot be trained further", where, "expected a centred input and no normalisation of it");
     std::copy(from.W_enc.begin(), from.W_enc.end(), sae.W_enc.data());
     std::copy(from.b_enc.begin(), from.b_enc.end(), sae.b_enc.data());
     std::copy(from.W_dec.begin(), from.W_dec.end(), sae.W_dec.data());
