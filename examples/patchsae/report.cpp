@@ -1,3 +1,6 @@
+#include <charconv>
+#include <tuple>
+
 #include <psae/attribution/report.hpp>
 #include <psae/io/json.hpp>
 #include <psae/io/latents_file.hpp>

@@ -58,13 +58,14 @@ inline float largest_of_maps(std::span<const reference_image> images) {
     return largest;
 }
 
-// "activation 12.3, frequency 0.4% of tokens and 5.1% of images, label entropy 0.21".
+// "mean activation 12.3 on 0.4% of tokens, 5.1% of images, entropy 0.21": the mean is over the tokens where it fires,
+// the entropy that of the labels of its top images, left out where there are none.
 inline std::string describe_latent(const latent_summary& s, std::size_t f) {
     char text[160];
-    int n = std::snprintf(text, sizeof text, "mean activation %.3g, fires on %.3g%% of tokens, %.3g%% of images",
-                          s.mean_activation[f], 100 * s.token_frequency[f], 100 * s.image_frequency[f]);
+    const int n = std::snprintf(text, sizeof text, "mean activation %.3g on %.3g%% of tokens, %.3g%% of images",
+                                s.mean_activation[f], 100 * s.token_frequency[f], 100 * s.image_frequency[f]);
     if (std::isfinite(s.label_entropy[f]))
-        std::snprintf(text + n, sizeof text - static_cast<std::size_t>(n), ", label entropy %.2f", s.label_entropy[f]);
+        std::snprintf(text + n, sizeof text - static_cast<std::size_t>(n), ", entropy %.2f", s.label_entropy[f]);
     return text;
 }
 

@@ -136,8 +136,8 @@ inline std::vector<std::uint8_t> heat_layer(std::span<const float> map, float la
         const bool fires = v > 0 && largest > 0;
         // The scale begins with a step: a weak patch differs visibly from a silent one.
         const float m = fires ? std::min(v / largest, 1.0f) : 0.0f;
-        const colour c = fires ? heat_colour(0.2f + 0.72f * m) : colour{14, 12, 22};
-        out.insert(out.end(), {c[0], c[1], c[2], static_cast<std::uint8_t>(fires ? std::lround(165 - 100 * m) : 198)});
+        const colour c = fires ? heat_colour(0.12f + 0.8f * m) : colour{14, 12, 22};
+        out.insert(out.end(), {c[0], c[1], c[2], static_cast<std::uint8_t>(fires ? std::lround(190 - 125 * m) : 198)});
     }
     return out;
 }

@@ -1,6 +1,7 @@
 #pragma once
 // A training run and its latents as one HTML page that needs nothing else: charts are inline SVG, pictures data URIs.
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -2,6 +2,7 @@
 // The summary of a data set's latents on disk: latents.npz, which is read again, and latents.csv, for people.
 
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <string>

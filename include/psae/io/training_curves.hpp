@@ -1,7 +1,7 @@
 #pragma once
-// The curves of a training run, from its metrics.jsonl: one JSON object a step, whose numbers are `step`, `loss` and
-// its terms, `l0`, `explained_variance`, `dead_fraction`, `lr`, `tokens_per_s`, and eval_<name> for values of <name> on
-// held out tokens.
+// The curves of a training run, from its metrics.jsonl: one JSON object a step, whose numbers are `step`, `loss` and its
+// terms, `l0`, `explained_variance`, `dead_fraction`, `lr`, perhaps `resampled`, and eval_NAME for values of NAME on
+// held-out tokens.
 
 #include <cmath>
 #include <cstddef>
@@ -75,7 +75,6 @@ inline std::vector<named_chart> charts_of(const training_curves& curves) {
         if (!named && !key.starts_with("eval_")) losses.push_back(line(key, key));
     }
     if (losses.size() == 2) losses.pop_back();  // a single term is the loss itself
-    losses.push_back(line("eval_loss", "held out"));
     // A loss falls by orders of magnitude; terms of zero leave gaps on the logarithmic axis.
     add("loss", "Loss", std::move(losses));
     if (!charts.empty()) charts.back().drawing.log_y = true;
