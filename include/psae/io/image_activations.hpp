@@ -100,13 +100,13 @@ public:
         const std::size_t T = tower_.tokens(), d = tower_.width();
         for (std::size_t done = 0; done < count;) {
             const std::uint64_t position = (first + done) / T;
-            if (position < held_first_ || position >= held_first_ + held_count_) {
-                // A picture whose last rows belong to the next call stays here for it.
-                const std::size_t needed = static_cast<std::size_t>((first + count - 1) / T - position) + 1;
-                std::vector<std::size_t> which(std::min(batch, needed));
-                for (std::size_t i = 0; i < which.size(); ++i) which[i] = order_.at(position + i);
+            // Passes are cut at fixed positions: what a product rounds may depend on how many pictures go through it, and a
+            // run that starts in the middle must get the same rows.
+            if (const std::uint64_t group = position / batch * batch; held_count_ == 0 || group != held_first_) {
+                std::vector<std::size_t> which(batch);
+                for (std::size_t i = 0; i < batch; ++i) which[i] = order_.at(group + i);
                 forward(which);
-                held_first_ = position;
+                held_first_ = group;
             }
             const std::size_t from = static_cast<std::size_t>(first + done - held_first_ * T);
             const std::size_t rows = std::min(held_count_ * T - from, count - done);
