@@ -41,7 +41,7 @@ std::size_t each_image_tokens(
     const image_options& options, const psae::cpu& device,
     const std::function<void(const psae::vision_tower&, const psae::image_list&, const std::vector<float>&,
                              const std::vector<std::size_t>&)>& f) {
-    const auto tower = psae::load_clip_vision(options.model);
+    const auto tower = load_model(options.model);
     const auto how = psae::read_preprocessing(options.model, tower->image_size());
     const auto list = list_images(options);
     const std::size_t layer = tower->hidden_index(options.layer);

@@ -2,6 +2,8 @@
 
 #include <fstream>
 
+#include <psae/vit/load_clip.hpp>
+
 #include "program.hpp"
 
 namespace patchsae {
@@ -87,7 +89,7 @@ void describe_model(const fs::path& directory, json_object& out, std::string& li
     const bool known = is_compiled_in(n, psae::known_clip_configs{});
     out.add("kind", "clip").add("compiled_in", known);
     if (known) {
-        out.add("name", psae::load_clip_vision(directory)->name());
+        out.add("name", load_model(directory)->name());
     } else {
         const auto refuse = [&](const std::string& text) {
             throw psae::error("model cannot be compiled in", (directory / "config.json").string(), text);

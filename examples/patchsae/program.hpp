@@ -15,10 +15,14 @@
 #include <psae/io/json.hpp>
 #include <psae/io/numpy.hpp>
 #include <psae/io/sae_file.hpp>
-#include <psae/vit/load_clip.hpp>
+#include <psae/vit/clip_vision.hpp>
 #include <psae/vit/read_preprocessing.hpp>
 
 namespace patchsae {
+
+// The vision tower of a Hugging Face directory. It is instantiated once for the program: every configuration that is
+// compiled in costs seconds of compiling.
+std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory);
 
 // Options ------------------------------------------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ void train_on_file(state& s, CLI::App& sub) {
 
 void train_on_pictures(state& s, CLI::App& sub) {
     const psae::cpu device(s.common.threads);
-    const auto tower = psae::load_clip_vision(s.images.model);
+    const auto tower = load_model(s.images.model);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer);
     auto list = list_images(s.images);

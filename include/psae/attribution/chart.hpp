@@ -4,8 +4,7 @@
 //   psae::chart c = psae::line_plot("loss", "step", "mse", {{"train", steps, losses}});
 //   write_text("loss.svg", psae::to_svg(c));  psae::write_png("loss.png", psae::to_image(c));
 //
-// In an SVG the colours of paper, ink, grid and frame are the CSS variables --chart-paper, --chart-ink, --chart-grid
-// and
+// In an SVG the colours of paper, ink, grid and frame are the CSS variables --chart-paper, --chart-ink, --chart-grid and
 // --chart-frame, so that a page can set them (for dark screens, say); without them they are those of the picture.
 
 #include <algorithm>

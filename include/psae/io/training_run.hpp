@@ -1,8 +1,8 @@
 #pragma once
 // A training run in a directory, with its metrics and checkpoints:
 //   sae_weights.safetensors, cfg.json   the SAE, written when the run ends or is stopped
-//   metrics.jsonl                       a line per step; two runs with one seed and number of threads write the same
-//   bytes timing.jsonl                        a line per step: what the clock said, which differs from run to run
+//   metrics.jsonl                       a line per step; tokens_per_s, its last number, is what the clock said, all else is
+//                                       the same in two runs with one seed
 //   checkpoint/state.safetensors        what a resumed run starts from
 
 #include <charconv>
@@ -111,7 +111,8 @@ public:
         double tokens_per_s;  // over the last steps
     };
 
-    // The SAE gets its start values by initialise, resume, or from outside. `held_out` [n, d_in]: rows on which it is evaluated every eval_every steps.
+    // The SAE gets its start values by initialise, resume, or from outside. `held_out` [n, d_in]: rows on which it is
+    // evaluated every eval_every steps.
     training_run(Variant& sae, const training_options& training, training_run_options options, cpu& device,
                  std::vector<float> held_out = {})
         : sae_(sae),
@@ -147,8 +148,7 @@ public:
                      const std::function<void(const progress&)>& after_step) {
         std::filesystem::create_directories(checkpoint_path().parent_path());
         if (trainer_.steps_done() == 0) std::filesystem::remove(checkpoint_path());  // of a run that was here before
-        detail::step_log metrics_log(options_.directory / "metrics.jsonl", trainer_.steps_done()),
-            timing_log(options_.directory / "timing.jsonl", trainer_.steps_done());
+        detail::step_log metrics_log(options_.directory / "metrics.jsonl", trainer_.steps_done());
         step_metrics m;
         {
             activation_stream<Source> stream(source, options_.batch_tokens, options_.shuffled ? 4 : 1,
@@ -161,12 +161,12 @@ public:
                 auto fields = fields_of(m);
                 if (options_.resample_every > 0 && trainer_.steps_done() % options_.resample_every == 0)
                     fields.emplace_back("resampled", double(resample_dead(x)));
-                metrics_log.add(trainer_.steps_done(), fields);
                 const auto now = std::chrono::steady_clock::now();
                 const double seconds = std::chrono::duration<double>(now - std::exchange(before, now)).count();
                 const double tokens_per_s = double(options_.batch_tokens) / seconds;
                 rate = rate == 0 ? tokens_per_s : 0.9 * rate + 0.1 * tokens_per_s;
-                timing_log.add(trainer_.steps_done(), {{"seconds", seconds}, {"tokens_per_s", tokens_per_s}});
+                fields.emplace_back("tokens_per_s", tokens_per_s);
+                metrics_log.add(trainer_.steps_done(), fields);
                 after_step({m, trainer_.steps_done(), options_.steps, rate});
                 if (options_.checkpoint_every > 0 && trainer_.steps_done() % options_.checkpoint_every == 0)
                     write_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity);

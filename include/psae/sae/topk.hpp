@@ -1,14 +1,12 @@
 #pragma once
-// TopK with an auxiliary loss for dead latents (Gao et al., arXiv 2406.04093), in the three forms in which it is
-// trained.
+// TopK with an auxiliary loss for dead latents (Gao et al., arXiv 2406.04093), in the three forms it is trained in.
 
 #include <psae/sae/parameters.hpp>
 
 namespace psae {
 
-// Whose loss. S(a, b) is the mean over tokens of sum (a - b)^2, V(b) = S(mean of b, b), h are the pre-activations, r =
-// x
-// - x_hat held constant, and a the codes of dead latents alone, which have to explain r:
+// Whose loss. S(a, b) is the mean over tokens of sum (a - b)^2, V(b) = S(mean of b, b), h are the pre-activations,
+// r = x - x_hat held constant, and a the codes of dead latents alone, which have to explain r:
 //   dictionary_learning (0.1.0)  S(x_hat, x) + aux_weight * min(dead, 1) * S(a W_dec, r) / V(r);
 //                                a: top aux_k of ReLU(h) among the dead latents that stay silent in this batch too.
 //   saelens (6.18)               S(x_hat, x) + aux_weight * min(dead / aux_k, 1) * S(a W_dec + b_dec, r);
