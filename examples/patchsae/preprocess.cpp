@@ -1,3 +1,5 @@
+#include <psae/vit/load_clip.hpp>
+
 #include "program.hpp"
 
 namespace patchsae {
