@@ -1,6 +1,9 @@
 #pragma once
-// psae on the CPU: one include for everything but JSON (psae/io/json.hpp) and the program.
+// psae on the CPU: one include for everything but what reads JSON, whose parser is costly to compile. Include by name:
+// vit/load_clip.hpp, vit/read_preprocessing.hpp, io/safetensors.hpp, io/sae_file.hpp, io/training_run.hpp.
 
+#include <psae/attribution/latent_summary.hpp>
+#include <psae/attribution/patch_map.hpp>
 #include <psae/core/arena.hpp>
 #include <psae/core/element.hpp>
 #include <psae/core/random.hpp>
@@ -14,6 +17,7 @@
 #include <psae/cpu/pointwise.hpp>
 #include <psae/expr/functors.hpp>
 #include <psae/grad/check.hpp>
+#include <psae/sae/activation_stream.hpp>
 #include <psae/sae/geometric_median.hpp>
 #include <psae/sae/inference.hpp>
 #include <psae/sae/patchsae.hpp>
@@ -24,3 +28,5 @@
 #include <psae/stage/decode.hpp>
 #include <psae/stage/layer_norm.hpp>
 #include <psae/stage/patch_embedding.hpp>
+#include <psae/vit/clip_vision.hpp>
+#include <psae/vit/preprocess.hpp>
