@@ -58,7 +58,7 @@ double gradient_error(const Result& result, Parameter&... p) {
         using shape_type = typename decltype(y)::shape_type;
         return evaluate(mean(y * const_view<double, shape_type>{weights, y.shape()}) + mean(square(y)));
     };
-    const auto worst = check_gradients(model, loss, std::as_const(zero).view(), 1, 1e-6);
+    const auto worst = check_gradients(model, loss, std::as_const(zero).view(), 1, 1e-5);
     UNSCOPED_INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
     return worst.error;
 }
