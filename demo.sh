@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-tools/install_packages.sh cmake g++ ninja-build libdnnl-dev zlib1g-dev libstb-dev libturbojpeg0-dev libjpeg62-turbo-dev \
+tools/install_packages.sh cmake g++ ninja-build libdnnl-dev zlib1g-dev libturbojpeg0-dev libjpeg62-turbo-dev \
     rapidjson-dev libcli11-dev libfmt-dev
 
 echo "== build"

@@ -70,6 +70,15 @@ struct fixture {
     }
 };
 
+template <class Loss>
+void check_forms(fixture& f, const Loss& loss) {
+    const auto entries = sweep(f.sae, f.x, codes_form::entries, loss),
+               tiles = sweep(f.sae, f.x, codes_form::tiles, loss);
+    CHECK(!entries.dense);
+    CHECK(tiles.dense);
+    check_equal(entries, tiles);
+}
+
 }  // namespace
 
 TEST_CASE("codes: PatchSAE in both forms, with tiles kept and made again") {
@@ -92,12 +101,12 @@ TEST_CASE("codes: an input that is not linear, and leaves that broadcast over co
     fixture f;
     const auto loss = [&](auto x) {
         auto& s = f.sae;
+        auto length = evaluate(norm(x - s.b_dec));  // before the encoder, so that tiles can read it
         auto z = encode(square(x - s.b_dec), s.W_enc, s.b_enc, relu{});
         auto x_hat = decode(z, s.W_dec, s.b_dec);
-        return mean(square(x_hat - x)) + mean_over_tokens(sum(square(z) * s.b_enc)) +
-               mean_over_tokens(sum(z * norm(x)));
+        return mean(square(x_hat - x)) + mean_over_tokens(sum(square(z) * s.b_enc)) + mean_over_tokens(sum(z * length));
     };
-    check_equal(sweep(f.sae, f.x, codes_form::entries, loss), sweep(f.sae, f.x, codes_form::tiles, loss));
+    check_forms(f, loss);
 }
 
 TEST_CASE("codes: two decoders of one matrix read the same tiles") {
@@ -108,11 +117,20 @@ TEST_CASE("codes: two decoders of one matrix read the same tiles") {
         auto first = decode(z, s.W_dec, s.b_dec), second = decode(z, s.W_dec);
         return mean(square(first - x)) + mean(square(second) * abs(x));
     };
-    check_equal(sweep(f.sae, f.x, codes_form::entries, loss), sweep(f.sae, f.x, codes_form::tiles, loss));
+    check_forms(f, loss);
 }
 
 TEST_CASE("codes: what needs a later stage keeps the entries") {
     fixture f;
+    const auto with_bias = [&](auto x) {
+        auto& s = f.sae;
+        auto z = encode(x, s.W_enc, s.b_enc, relu{});
+        auto centre = column_means(x * s.b_dec);
+        return mean(square(decode(z, s.W_dec, centre) - x));
+    };
+    const auto biased = sweep(f.sae, f.x, codes_form::tiles, with_bias);
+    CHECK(!biased.dense);
+    check_equal(biased, sweep(f.sae, f.x, codes_form::entries, with_bias));
     const auto loss = [&](auto x) {
         auto& s = f.sae;
         auto z = encode(x, s.W_enc, s.b_enc, relu{});

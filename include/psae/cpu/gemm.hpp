@@ -16,10 +16,13 @@ inline void gemm(const cpu& device, bool transpose_a, bool transpose_b, std::siz
                  float alpha, const float* A, std::size_t lda, const float* B, std::size_t ldb, float beta, float* C,
                  std::size_t ldc) {
     if (M == 0 || N == 0) return;
-    omp_set_num_threads(device.threads);  // oneDNN asks OpenMP; the setting is the calling thread's own
+    // oneDNN asks OpenMP for the number of threads; the setting is the calling thread's own.
+    const int threads_before = omp_get_max_threads();
+    omp_set_num_threads(device.threads);
     const auto i = [](std::size_t n) { return static_cast<dnnl_dim_t>(n); };
     const dnnl_status_t status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', i(M), i(N), i(K), alpha,
                                             A, i(lda), B, i(ldb), beta, C, i(ldc));
+    omp_set_num_threads(threads_before);
     if (status != dnnl_success)
         throw error("oneDNN refused a matrix product", "gemm", "status " + std::to_string(status));
 }

@@ -13,6 +13,12 @@ namespace psae {
 
 namespace detail {
 
+// Codes have values at their entries only; position by position they would read as zeros.
+template <class E>
+constexpr void refuse_codes() {
+    static_assert(!over_codes<E>, "psae: codes are not dense: sum(...) or decode(...) them first");
+}
+
 inline constexpr std::size_t reduction_rows = 64;  // rows of one partial sum
 
 // True if evaluating `n` into [begin, end) reads that memory at other positions than the one being written.
@@ -40,6 +46,7 @@ bool reads_elsewhere(const N& n, const void* begin, const void* end) {
 // temporary).
 template <class T, class Shape, node E>
 void assign(cpu& device, view<T, Shape> out, const E& e, write mode = write::overwrite) {
+    detail::refuse_codes<E>();
     using broadcast_shape = detail::broadcast_t<Shape, typename E::shape_type>;
     static_assert(compatible_shapes<broadcast_shape, Shape>,
                   "psae: the expression is larger than what it is assigned to");
@@ -76,6 +83,7 @@ void assign(cpu& device, tensor<T, Shape>& out, const E& e, write mode = write::
 // out[r] (+)= sum over columns c < cols of e(r, c). out: [n, 1].
 template <class T, node E>
 void row_sums(cpu& device, T* out, const E& e, std::size_t rows, std::size_t cols, write mode = write::overwrite) {
+    detail::refuse_codes<E>();
     constexpr std::size_t block = 16;
     device.parallel_for((rows + block - 1) / block, [=](std::size_t task) {
         for (std::size_t r = task * block; r < std::min(rows, (task + 1) * block); ++r) {
@@ -91,6 +99,7 @@ void row_sums(cpu& device, T* out, const E& e, std::size_t rows, std::size_t col
 template <class T, node E>
 void column_sums(cpu& device, arena<>& scratch, T* out, const E& e, std::size_t rows, std::size_t cols,
                  write mode = write::overwrite) {
+    detail::refuse_codes<E>();
     const auto mark = scratch.position();
     const std::size_t blocks = (rows + detail::reduction_rows - 1) / detail::reduction_rows;
     T* partial = scratch.allocate<T>(blocks * cols);
@@ -112,6 +121,7 @@ void column_sums(cpu& device, arena<>& scratch, T* out, const E& e, std::size_t 
 // The sum of e over rows x cols; blocks of rows are summed in double.
 template <node E>
 double total(cpu& device, arena<>& scratch, const E& e, std::size_t rows, std::size_t cols) {
+    detail::refuse_codes<E>();
     using T = typename E::value_type;
     const auto mark = scratch.position();
     constexpr std::size_t block = 16;

@@ -2,10 +2,11 @@
 // Reverse-mode differentiation at the granularity of stages.
 //
 // A stage called on variables records itself on the tape and returns a typed variable; pointwise parts stay
-// compile-time expressions. Nothing runs until `tape.evaluate(loss)`, which runs the stages in order, and
-// `tape.backward()`, which runs their adjoints in reverse. (With mode::infer every stage runs when it is called and
-// nothing is kept for gradients.) Values, adjoints and the records themselves live in the arena: a step allocates
-// nothing once the arena has its size.
+// compile-time expressions. Nothing runs until `tape.run()`, which runs the stages in order; `backward(tape, loss)` runs
+// their adjoints in reverse. (With mode::infer every stage runs when it is called and nothing is kept for gradients.)
+// Since an encoder knows all that reads its codes before it runs, it may pass them on chunk by chunk instead of keeping
+// them. Values, adjoints and the records themselves live in the arena: a step allocates nothing once the arena has its
+// size.
 
 #include <algorithm>
 #include <cstddef>
@@ -72,7 +73,7 @@ struct codes_record {
     bool dense = false;                  // known once the encoder has run
     bool entries_needed = false;         // by something that reads the codes and cannot take them chunk by chunk
     std::size_t stage = 0;               // the number of the encoder on its tape
-    std::uint32_t* fired = nullptr;      // [d_sae] in train mode: for how many tokens each latent is active
+    std::uint32_t* fired = nullptr;      // [d_sae]: for how many tokens each latent is active
     std::size_t tokens = 0, active = 0;  // number of tokens, and of entries over all of them
     std::size_t tile_latents = 0;        // of every tile but the last
     parameter_gradient<T>* with_chunk = nullptr;  // parameters that get gradient rows from the tile at hand
@@ -266,7 +267,7 @@ public:
     input_node<std::remove_const_t<T>, Shape, tape> input(view<T, Shape, memory> x) {
         return {{x.data, x.shape()}, this};
     }
-    // x as an operand whose gradient is wanted; read it with gradient_of after backward().
+    // x as an operand whose gradient is wanted: after backward() it stands in the variable's `adjoint`.
     template <class T, class Shape>
     variable<std::remove_const_t<T>, Shape, tape> variable_of(view<T, Shape, memory> x) {
         using U = std::remove_const_t<T>;

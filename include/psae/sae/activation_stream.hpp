@@ -119,8 +119,6 @@ public:
         return {current_.data() + within * batch_ * source_.columns(), shape<dyn, dyn>{batch_, source_.columns()}};
     }
 
-    std::uint64_t batches_given() const { return next_batch_; }
-
 private:
     shape<dyn, dyn> block_shape() const { return shape<dyn, dyn>{batch_ * batches_per_block_, source_.columns()}; }
 

@@ -141,7 +141,7 @@ struct reconstruction_quality {
 
 // Of rows x [n, d_in], n > 0, in batches of `batch`.
 inline reconstruction_quality evaluate_sae(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
-                                           std::size_t n, std::size_t batch = 4096) {
+                                           std::size_t n, std::size_t batch = 256) {
     const std::size_t d = sae.d_in;
     std::vector<double> sum(d);
     double squares = 0, residual = 0, entries = 0;

@@ -48,27 +48,30 @@ struct sae_parameters {
         };
         fill(W_enc, latents());
         fill(W_dec, inputs());
-        normalise_decoder();
+        for (std::size_t f = 0; f < latents(); ++f) normalise_decoder_row(f);
     }
 
     // Scales every decoder row to unit Euclidean norm; zero rows stay.
-    void normalise_decoder() {
-        const std::size_t d = inputs();
-        const auto rows = static_cast<std::ptrdiff_t>(latents());
-#pragma omp parallel for schedule(static)
-        for (std::ptrdiff_t f = 0; f < rows; ++f) {
-            T* w = W_dec.data() + static_cast<std::size_t>(f) * d;
-            T squares = 0;
-#pragma omp simd reduction(+ : squares)
-            for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
-            if (squares == 0) continue;
-            const T n = std::sqrt(squares);
-#pragma omp simd
-            for (std::size_t c = 0; c < d; ++c) w[c] /= n;
-        }
+    template <class Backend>
+    void normalise_decoder(const Backend& device) {
+        constexpr std::size_t block = 256;
+        device.parallel_for((latents() + block - 1) / block, [&](std::size_t b) {
+            for (std::size_t f = b * block; f < std::min(latents(), (b + 1) * block); ++f) normalise_decoder_row(f);
+        });
     }
 
 private:
+    void normalise_decoder_row(std::size_t f) {
+        const std::size_t d = inputs();
+        T* w = W_dec.data() + f * d;
+        T squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
+        if (squares == 0) return;
+        const T n = std::sqrt(squares);
+#pragma omp simd
+        for (std::size_t c = 0; c < d; ++c) w[c] /= n;
+    }
     template <class S>
     static S make(std::size_t first, std::size_t second = 1) {
         const std::size_t extents[2] = {first, second};

@@ -1,6 +1,7 @@
 #pragma once
-// The training step: normalise decoder rows, loss, gradients, projection, Adam. Weight gradients are never stored: each
-// row is made, projected and consumed by Adam while it is hot.
+// The training step: normalise decoder rows, loss, gradients, projection, Adam. Each row of a weight gradient is made,
+// projected and consumed by Adam while it is hot. Whole gradients are in memory only where the norm of all of them is
+// asked for, or where the encoder is not the first stage of the loss while its codes are dense.
 
 #include <cstdint>
 #include <string>
@@ -25,7 +26,7 @@ struct training_options {
     double clip_grad_norm = 0;            // over all parameters; 0: no clipping
     bool unit_norm_decoder = true;        // rows normalised before each step, gradients projected off their direction
     std::size_t dead_after = 64;          // a latent is dead once it has not fired for more than this many steps
-    std::size_t frequency_window = 1000;  // activation frequencies are counted anew every so many steps
+    std::size_t frequency_window = 1000;  // activation frequencies are counted anew every so many steps (0: never)
     codes_form codes = codes_form::by_density;
     std::size_t codes_memory =
         0;  // bytes that dense codes may take between the two sweeps; what does not fit is made again
@@ -56,16 +57,16 @@ public:
         dead_.reserve(sae_.latents());
     }
 
-    // One step on tokens [n, d_in]; token_weights [n] or null. Throws psae::error if the loss is not finite, before any
-    // parameter changes. The metrics are overwritten by the next step.
+    // One step on tokens [n, d_in]; token_weights [n] or null. Throws psae::error if the loss is not finite; no more than
+    // the length of decoder rows has changed then. The metrics are overwritten by the next step.
     template <class Shape>
     const step_metrics& step(view<const T, Shape> tokens, const float* token_weights = nullptr) {
         step_metrics& report = report_;
         report.step = step_;
         report.terms.clear();  // keeps its memory
         report.l0 = report.explained_variance = 0;
-        if (options_.unit_norm_decoder) sae_.normalise_decoder();
-        if ((step_ + 1) % options_.frequency_window == 0) {
+        if (options_.unit_norm_decoder) sae_.normalise_decoder(device_);
+        if (options_.frequency_window > 0 && (step_ + 1) % options_.frequency_window == 0) {
             std::fill(activation_count_.begin(), activation_count_.end(), std::uint64_t{0});
             counted_tokens_ = 0;
         }
@@ -82,6 +83,7 @@ public:
         const row_taker<T> taker{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
                                     T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
                                  this};
+        const gradients_released guard{sae_};
         sae_.each_parameter([&](const char*, auto& p) {
             t.collect(p);
             if (options_.clip_grad_norm == 0) p.gradient->taker = &taker;
@@ -91,17 +93,14 @@ public:
         t.run();
         report.loss = static_cast<double>(loss.load(position{}));
         t.each_term([&](const char* name, double value) { report.terms.emplace_back(name, value); });
-        if (!std::isfinite(report.loss)) {
-            release_gradients();
+        if (!std::isfinite(report.loss))
             throw error("the loss is not finite", "training step " + std::to_string(step_), "",
                         "look for NaN in the activations, or lower the learning rate");
-        }
         count_activity(t, tokens, report);
         report.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
         factors_ = options_.optimiser.at(report.lr, step_ + 1);
         backward(t, loss);
         update();
-        release_gradients();
         ++step_;
         return report;
     }
@@ -136,9 +135,13 @@ private:
         if constexpr (requires { sae_.loss(x, now); }) return sae_.loss(x, now);
         else return sae_.loss(x);
     }
-    void release_gradients() {
-        sae_.each_parameter([](const char*, auto& p) { p.gradient = nullptr; });
-    }
+    // Gradients live in the arena, for one step, however it ends.
+    struct gradients_released {
+        Variant& sae;
+        ~gradients_released() {
+            sae.each_parameter([](const char*, auto& p) { p.gradient = nullptr; });
+        }
+    };
 
     template <class Tape, class Shape>
     void count_activity(Tape& t, view<const T, Shape> tokens, step_metrics& report) {
@@ -230,7 +233,7 @@ private:
     T clipping_scale() {
         row_squares_.resize(first_moments_.size());
         std::size_t i = 0;
-        sae_.each_parameter([&](const char*, auto& p) { row_squares_[i++].assign(p.size(), 0.0); });
+        sae_.each_parameter([&](const char*, auto& p) { row_squares_[i++].assign(p.shape().extent(0), 0.0); });
         each_gradient_row([&](std::size_t which, auto&, std::size_t r, std::size_t cols, const T* g) {
             double squares = 0;
             for (std::size_t c = 0; c < cols; ++c) squares += static_cast<double>(g[c]) * static_cast<double>(g[c]);

@@ -73,11 +73,18 @@ auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& 
     if (weights.rows() != z.latents)
         throw error("shapes do not fit", "decode",
                     "codes over " + std::to_string(z.latents) + " latents, W_dec " + to_string(weights.shape()));
+    std::size_t latest = 0;
+    if constexpr (!std::is_same_v<B, no_bias>) {
+        latest = latest_stage(bias);
+        if (bias.size() != weights.cols())
+            throw error("shapes do not fit", "decode",
+                        "W_dec " + to_string(weights.shape()) + ", b_dec " + to_string(bias.shape()));
+    }
     using out_shape = shape<dyn, W::shape_type::static_cols>;
     const std::size_t extents[2] = {z.tokens, weights.cols()};
     auto out = z.owner->template result<T>(out_shape::from_extents(extents));
     if (z.owner->main_codes == z.codes && z.owner->reconstruction == nullptr) z.owner->reconstruction = out.storage;
-    z.owner->record_reader(*z.codes, 0,
+    z.owner->record_reader(*z.codes, latest,
                            decode_stage<codes_variable<T, Tape>, W, B, decltype(out)>{z, weights, bias, out});
     return out;
 }

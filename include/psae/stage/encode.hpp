@@ -125,22 +125,18 @@ struct encode_stage {
         x = own;
         codes_record<T>& codes = *z.codes;
         codes.tokens = n;
-        if (t.training()) {
-            codes.fired = t.arena().template allocate<std::uint32_t>(z.latents);
-            if (prefers_tiles(t)) {
-                codes.dense = true;
-                forward_in_tiles(t);
-                return;
-            }
+        codes.fired = t.arena().template allocate<std::uint32_t>(z.latents);
+        if (t.training() && prefers_tiles(t)) {
+            codes.dense = true;
+            forward_in_tiles(t);
+            return;
         }
         encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
                activation, among.count == nullptr ? nullptr : &among);
         codes.active = codes.entries.entries();
-        if (!t.training()) return;
-        add_latent_view(t.arena(), codes.entries);
-        for (std::size_t f = 0; f < z.latents; ++f)
-            codes.fired[f] =
-                static_cast<std::uint32_t>(codes.entries.latent_offsets[f + 1] - codes.entries.latent_offsets[f]);
+        if (t.training()) add_latent_view(t.arena(), codes.entries);
+        std::fill_n(codes.fired, z.latents, std::uint32_t{0});
+        for (std::size_t i = 0; i < codes.active; ++i) ++codes.fired[codes.entries.latent[i]];
     }
 
     template <class Tape>
@@ -362,7 +358,7 @@ struct size_stage {
 template <class T, class Tape>
 latent_set silent(latent_set set, const codes_variable<T, Tape>& z) {
     auto& t = *z.owner;
-    auto* index = t.arena().template allocate<std::uint32_t>(*set.count);
+    auto* index = t.arena().template allocate<std::uint32_t>(z.latents);
     auto* count = t.arena().template allocate<std::size_t>(1);
     t.record(detail::silent_stage<codes_variable<T, Tape>>{set, z, index, count});
     return {index, count};
