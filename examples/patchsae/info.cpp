@@ -39,13 +39,13 @@ std::size_t check_tensors(const psae::safetensors_file& file) {
 }
 
 template <class... Config>
-bool is_compiled_in(const psae::detail::clip_numbers& n, psae::config_list<Config...>) {
+bool is_compiled_in(const psae::clip_numbers& n, psae::config_list<Config...>) {
     std::size_t count = 0;
-    return ((psae::detail::differences<Config>(n, count), count == 0) || ...);
+    return ((psae::differences<Config>(n, count), count == 0) || ...);
 }
 
 // The tensors of a vision tower that is not compiled in, as loading it would want them.
-void check_vision_tensors(const psae::safetensors_directory& weights, const psae::detail::clip_numbers& n) {
+void check_vision_tensors(const psae::safetensors_directory& weights, const psae::clip_numbers& n) {
     const std::size_t d = n.width, m = n.mlp, tokens = (n.image / n.patch) * (n.image / n.patch) + 1;
     const auto check = [&](const std::string& name, const std::vector<std::size_t>& shape) {
         weights.read("vision_model." + name, shape);
@@ -70,7 +70,7 @@ void check_vision_tensors(const psae::safetensors_directory& weights, const psae
 }
 
 // The line that compiles such a model in.
-std::string model_line(const fs::path& directory, const psae::detail::clip_numbers& n) {
+std::string model_line(const fs::path& directory, const psae::clip_numbers& n) {
     std::string name = "clip_";
     for (const char c : fs::weakly_canonical(directory).filename().string())
         name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
@@ -79,7 +79,7 @@ std::string model_line(const fs::path& directory, const psae::detail::clip_numbe
 }
 
 void describe_model(const fs::path& directory, json_object& out, std::string& line) {
-    const auto n = psae::detail::read_clip_numbers(directory / "config.json");
+    const auto n = psae::read_clip_numbers(directory / "config.json");
     const psae::safetensors_directory weights(directory);
     std::size_t elements = 0, tensors = 0;
     for (const auto& file : weights.files()) {

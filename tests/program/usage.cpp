@@ -230,3 +230,15 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     fs::remove(model / "model.safetensors");
     CHECK(contains(refused({"info", model}), "no weights found"));
 }
+    // Numbers that are none.
+    const auto projection = config.find("\"projection_dim\": 24");
+    REQUIRE(projection != std::string::npos);
+    for (const char* wrong : {"-24", "0", "1e30", "24.5"}) {
+        INFO(wrong);
+        auto changed = config;
+        changed.replace(projection, 20, std::string("\"projection_dim\": ") + wrong);
+        psae::write_text(model / "config.json", changed);
+        CHECK(contains(refused({"info", model}), "config.json, projection_dim): expected an integer"));
+    }
+    psae::write_text(model / "config.json", config);
+
