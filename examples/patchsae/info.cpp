@@ -132,7 +132,8 @@ void describe_sae(const fs::path& path, json_object& out) {
         std::ifstream in(metrics);
         std::size_t steps = 0;
         std::string line, last = "{}";
-        for (; std::getline(in, line); last = line) ++steps;
+        // A last line without an end is what a killed run leaves.
+        for (; std::getline(in, line) && !in.eof(); last = line) ++steps;
         out.add("steps", steps);
         const auto json = psae::parse_json(last, metrics.string() + ", last line");
         for (const char* key : {"loss", "l0", "explained_variance", "dead_fraction"})
@@ -149,9 +150,9 @@ void describe_sae(const fs::path& path, json_object& out) {
 void check_codes(const std::map<std::string, psae::array>& arrays, const std::string& where) {
     const auto get = [&](const char* name) { return psae::values<std::int64_t>(arrays.at(name)); };
     const auto shape = get("shape"), indptr = get("indptr"), indices = get("indices");
-    bool good = shape.size() == 2 && indptr.size() == std::size_t(shape[0]) + 1 && indptr.front() == 0 &&
-                indptr.back() == std::int64_t(indices.size()) && arrays.at("data").size() == indices.size() &&
-                std::is_sorted(indptr.begin(), indptr.end());
+    bool good = shape.size() == 2 && shape[0] >= 0 && shape[1] >= 0 && indptr.size() == std::size_t(shape[0]) + 1 &&
+                indptr.front() == 0 && indptr.back() == std::int64_t(indices.size()) &&
+                arrays.at("data").size() == indices.size() && std::is_sorted(indptr.begin(), indptr.end());
     for (std::size_t i = 0; good && i < indices.size(); ++i) good = indices[i] >= 0 && indices[i] < shape[1];
     if (!good) throw psae::error("arrays do not describe a CSR matrix", where);
 }

@@ -197,6 +197,9 @@ TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks
         return refused({"info", work / "broken"});
     };
     CHECK(contains(write_broken("", 17), "tensor W_dec, element 17"));
+    std::ofstream(work / "run" / "metrics.jsonl", std::ios::app) << "{\"step\": 6, \"lo";  // killed while it wrote
+    CHECK(info(work / "run")["steps"].GetUint64() == 5);
+    CHECK(info(work / "run").HasMember("loss"));
     CHECK(contains(write_broken("b_dec", ~std::size_t{0}), "tensor b_dec"));
     auto tokens = some_rows(6, 4);
     tokens[4 * 2 + 1] = std::nanf("");
@@ -224,6 +227,19 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto compiled_in = read_text(fs::path(PSAE_MODELS));
     CHECK(described.substr(described.find('\n') + 1) == compiled_in);
     const auto tower = psae::load_clip_vision(model);
+    // Codes whose shape is negative, also where the row count plus one wraps to the length of an empty indptr.
+    for (const auto& [rows, cols, indptr] :
+         std::vector<std::tuple<std::int64_t, std::int64_t, std::vector<std::int64_t>>>{
+             {-1, 4, {}}, {-2, 4, {}}, {0, 4, {}}, {0, -4, {0}}, {1, 4, {0}}, {1, 4, {0, 1}}}) {
+        INFO(rows << " x " << cols);
+        psae::npz_writer npz(work / "hostile.npz");
+        npz.add("shape", std::vector<std::int64_t>{rows, cols});
+        npz.add("indptr", indptr);
+        npz.add("indices", std::vector<std::int64_t>{});
+        npz.add("data", std::vector<float>{});
+        npz.close();
+        CHECK(contains(refused({"info", work / "hostile.npz"}), "do not describe a CSR matrix"));
+    }
     CHECK(tower->layers() == 3);
     CHECK(tower->name() == std::string("clip_three_layers"));
 
