@@ -72,8 +72,9 @@ void add_encode(CLI::App& app) {
     sub->add_option("--activations", s->activations, ".npy [N,d] or an .npz with tokens");
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
-        if (s->activations.empty() && (s->images.images.empty() || s->images.model.empty()))
-            throw CLI::RequiredError("--activations, or --model and --images");
+        if (s->activations.empty() == s->images.images.empty())
+            throw CLI::ValidationError("encode", "expected --activations, or --model and --images");
+        if (!s->images.images.empty() && s->images.model.empty()) throw CLI::RequiredError("--model");
         run(*s, *sub);
     });
 }

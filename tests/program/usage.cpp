@@ -38,6 +38,8 @@ TEST_CASE("bad usage is one line and exit code 2") {
         {"train", "--model", model, "--images", "x", "--out", work / "x", "--order", "sequential"},
         {"train", "--images", "x", "--out", work / "x"},
         {"encode", "--sae", "x", "--out", work / "x"},
+        {"encode", "--sae", "x", "--activations", tokens, "--model", model, "--images", "x", "--out", work / "x"},
+        {"encode", "--sae", "x", "--images", "x", "--out", work / "x"},
         {"info", "x", "--device", "tpu"},
         {"info", "x", "--device", "cuda:"},
         {"info", "x", "--dtype", "fp8"},
