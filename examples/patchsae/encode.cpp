@@ -36,12 +36,12 @@ void run(const state& s, const CLI::App& sub) {
         require_fit(sae, s.sae, d, s.activations);
         add(rows.data(), rows.size() / d);
     } else {
-        skipped = each_image_tokens(s.images, device,
-                                    [&](const psae::vision_tower& tower, const psae::image_list&,
-                                        const std::vector<float>& tokens, const std::vector<std::size_t>&) {
-                                        require_fit(sae, s.sae, tower.width(), s.images.model);
-                                        add(tokens.data(), tokens.size() / sae.d_in);
-                                    });
+        skipped = each_image_tokens(
+            list_images(s.images), s.images, device,
+            [&](const psae::vision_tower& tower, const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+                require_fit(sae, s.sae, tower.width(), s.images.model);
+                add(tokens.data(), tokens.size() / sae.d_in);
+            });
     }
     const std::size_t rows = indptr.size() - 1;
     psae::write_scipy_csr(s.out, data, indices, indptr, rows, sae.d_sae);

@@ -181,7 +181,7 @@ std::size_t each_batch(const psae::image_list& list, const image_options& option
         if (kept > 0) f(pixels, which);
         bar.show(first + batch);
     }
-    if (pictures.unreadable() == list.files.size())
+    if (pictures.unreadable() == list.files.size() && !options.none_allowed)
         throw psae::error("no picture could be read", list.files.front().string(),
                           std::to_string(list.files.size()) + " were tried");
     return pictures.unreadable();

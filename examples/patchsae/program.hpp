@@ -40,6 +40,7 @@ struct image_options {
     std::string split, alpha = "white";
     std::size_t limit = 0;
     bool strict = false;
+    bool none_allowed = false;  // no option: that none of the pictures can be read is no error
     long layer = -2;
     void add_to(CLI::App& app, bool model_required = true);
     psae::alpha_mode alpha_mode() const { return alpha == "drop" ? psae::alpha_mode::drop : psae::alpha_mode::white; }
