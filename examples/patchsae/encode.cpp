@@ -11,6 +11,7 @@ struct state {
 };
 
 void run(const state& s, const CLI::App& sub) {
+    prepare_folder_of(s.out);
     const auto sae = psae::read_sae(s.sae);
     const psae::cpu device(s.common.threads);
     std::vector<float> data;

@@ -68,6 +68,9 @@ std::string effective_value(const CLI::App& subcommand, const std::string& name)
 // into a directory as run_config.json.
 void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result);
 
+// Before the work on a result file: makes its folder. psae::error if the file could not be written there.
+void prepare_folder_of(const std::filesystem::path& result);
+
 // Reporting ----------------------------------------------------------------------------------------------------------
 
 // Writes a line to stderr; control characters (a file name may hold any) become spaces, so that it stays one.

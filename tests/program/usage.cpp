@@ -87,10 +87,30 @@ TEST_CASE("what is not there is said in one line with exit code 1") {
                             work / "rows.npz", "--out", work / "x.npz"}),
                    "found gated"));
     CHECK_FALSE(fs::exists(work / "x.npz"));
-    // A folder that cannot be written.
-    CHECK(contains(refused({"encode", "--sae", sae, "--activations", work / "rows.npz", "--out",
-                            work / "no" / "such" / "folder" / "x.npz"}),
-                   "file cannot be created"));
+}
+
+TEST_CASE("a result that cannot be written is known before the work") {
+    // The pictures do not exist: whoever looked at them first would say so.
+    const folder work;
+    const std::string model = golden / "clip_tiny", sae = golden / "formats" / "saelens" / "standard";
+    psae::write_text(work / "file", "");
+    for (const char* command : {"preprocess", "embed", "encode"}) {
+        INFO(command);
+        std::vector<std::string> arguments{command, "--model", model, "--images", "no/such/pictures"};
+        if (std::string(command) == "encode") arguments.insert(arguments.end(), {"--sae", sae});
+        const auto to = [&](const fs::path& out) {
+            auto all = arguments;
+            all.insert(all.end(), {"--out", out});
+            return refused(all);
+        };
+        CHECK(contains(to(work / "file" / "below" / "x.npz"),
+                       "file or folder cannot be used (" + (work / "file").string()));
+        CHECK(contains(to(work.path()), "found a folder"));
+        CHECK(contains(to(work / "x.npz"), "no/such/pictures"));
+    }
+    write_npz(work / "rows.npz", "tokens", some_rows(64, 8), {64, 8});
+    run_well({"encode", "--sae", sae, "--activations", work / "rows.npz", "--out", work / "new" / "folder" / "x.npz"});
+    CHECK(fs::exists(work / "new" / "folder" / "x.npz"));
 }
 
 TEST_CASE("every command explains itself with an example") {
@@ -177,6 +197,9 @@ TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks
               "--batch-tokens", "8"});
     CHECK(kind(work / "run") == "run");
     CHECK(info(work / "run")["checkpoint_steps"].GetUint64() == 5);
+    std::ofstream(work / "run" / "metrics.jsonl", std::ios::app) << "{\"step\": 6, \"lo";  // killed while it wrote
+    CHECK(info(work / "run")["steps"].GetUint64() == 5);
+    CHECK(info(work / "run").HasMember("loss"));
     run_well({"encode", "--sae", saelens, "--activations", work / "rows.npz", "--out", work / "codes.npz"});
     CHECK(kind(work / "codes.npz") == "codes");
     run_well({"embed", "--model", golden / "clip_tiny", "--images", golden / "pipeline" / "images" / "0_cat", "--out",
@@ -199,14 +222,24 @@ TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks
         return refused({"info", work / "broken"});
     };
     CHECK(contains(write_broken("", 17), "tensor W_dec, element 17"));
-    std::ofstream(work / "run" / "metrics.jsonl", std::ios::app) << "{\"step\": 6, \"lo";  // killed while it wrote
-    CHECK(info(work / "run")["steps"].GetUint64() == 5);
-    CHECK(info(work / "run").HasMember("loss"));
     CHECK(contains(write_broken("b_dec", ~std::size_t{0}), "tensor b_dec"));
     auto tokens = some_rows(6, 4);
     tokens[4 * 2 + 1] = std::nanf("");
     write_npz(work / "nan.npz", "anything", tokens, {6, 4});
     CHECK(contains(refused({"info", work / "nan.npz"}), "array anything, element 2,1"));
+    // Codes whose shape is negative, also where the row count plus one wraps to the length of an empty indptr.
+    for (const auto& [rows, cols, indptr] :
+         std::vector<std::tuple<std::int64_t, std::int64_t, std::vector<std::int64_t>>>{
+             {-1, 4, {}}, {-2, 4, {}}, {0, 4, {}}, {0, -4, {0}}, {1, 4, {0}}, {1, 4, {0, 1}}}) {
+        INFO(rows << " x " << cols);
+        psae::npz_writer npz(work / "hostile.npz");
+        npz.add("shape", std::vector<std::int64_t>{rows, cols});
+        npz.add("indptr", indptr);
+        npz.add("indices", std::vector<std::int64_t>{});
+        npz.add("data", std::vector<float>{});
+        npz.close();
+        CHECK(contains(refused({"info", work / "hostile.npz"}), "do not describe a CSR matrix"));
+    }
 }
 
 TEST_CASE("a model that is not compiled in is described, and its description compiles it in") {
@@ -229,25 +262,9 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto compiled_in = read_text(fs::path(PSAE_MODELS));
     CHECK(described.substr(described.find('\n') + 1) == compiled_in);
     const auto tower = psae::load_clip_vision(model);
-    // Codes whose shape is negative, also where the row count plus one wraps to the length of an empty indptr.
-    for (const auto& [rows, cols, indptr] :
-         std::vector<std::tuple<std::int64_t, std::int64_t, std::vector<std::int64_t>>>{
-             {-1, 4, {}}, {-2, 4, {}}, {0, 4, {}}, {0, -4, {0}}, {1, 4, {0}}, {1, 4, {0, 1}}}) {
-        INFO(rows << " x " << cols);
-        psae::npz_writer npz(work / "hostile.npz");
-        npz.add("shape", std::vector<std::int64_t>{rows, cols});
-        npz.add("indptr", indptr);
-        npz.add("indices", std::vector<std::int64_t>{});
-        npz.add("data", std::vector<float>{});
-        npz.close();
-        CHECK(contains(refused({"info", work / "hostile.npz"}), "do not describe a CSR matrix"));
-    }
     CHECK(tower->layers() == 3);
     CHECK(tower->name() == std::string("clip_three_layers"));
 
-    fs::remove(model / "model.safetensors");
-    CHECK(contains(refused({"info", model}), "no weights found"));
-}
     // Numbers that are none.
     const auto projection = config.find("\"projection_dim\": 24");
     REQUIRE(projection != std::string::npos);
@@ -260,3 +277,6 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     }
     psae::write_text(model / "config.json", config);
 
+    fs::remove(model / "model.safetensors");
+    CHECK(contains(refused({"info", model}), "no weights found"));
+}
