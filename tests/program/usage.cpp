@@ -113,6 +113,56 @@ TEST_CASE("a result that cannot be written is known before the work") {
     CHECK(fs::exists(work / "new" / "folder" / "x.npz"));
 }
 
+TEST_CASE("a preprocessor configuration that asks for something else is refused") {
+    const folder work;
+    const std::string picture = golden / "pipeline" / "images" / "0_cat" / "00.png";
+    fs::create_directories(work / "model");
+    fs::copy(golden / "clip_tiny" / "config.json", work / "model" / "config.json");
+    const auto arguments = [&](const std::string& json) {
+        psae::write_text(work / "model" / "preprocessor_config.json", json);
+        return std::vector<std::string>{"preprocess", "--model", work / "model",  "--images",
+                                        picture,      "--out",   work / "out.npz"};
+    };
+    const auto pixels = [&](const std::string& json) {
+        run_well(arguments(json));
+        return floats(work / "out.npz", "pixels");
+    };
+    const auto usual = pixels("{}");
+    for (const char* same :
+         {R"({"size": 32, "crop_size": 32, "resample": 3, "do_resize": true, "do_center_crop": true})",
+          R"({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}})",
+          R"({"rescale_factor": 0.00392156862745098, "do_rescale": true, "do_normalize": true})",
+          R"({"size": null, "resample": null})"}) {
+        INFO(same);
+        CHECK(pixels(same) == usual);
+    }
+    CHECK(pixels(R"({"size": 40})") != usual);
+    for (const auto& [key, json] : std::vector<std::pair<std::string, std::string>>{
+             {"resample", R"({"resample": 2})"},
+             {"do_resize", R"({"do_resize": false})"},
+             {"do_center_crop", R"({"do_center_crop": false})"},
+             {"do_rescale", R"({"do_rescale": false})"},
+             {"do_normalize", R"({"do_normalize": false})"},
+             {"do_normalize", R"({"do_normalize": 1})"},
+             {"rescale_factor", R"({"rescale_factor": 0.5})"},
+             {"size", R"({"size": {"height": 32, "width": 32}})"},
+             {"size", R"({"size": {"shortest_edge": 32, "longest_edge": 64}})"},
+             {"size", R"({"size": 32.5})"},
+             {"size", R"({"size": "32"})"},
+             {"size", R"({"size": {}})"},
+             {"crop_size", R"({"crop_size": {"height": 32, "width": 40}})"},
+             {"crop_size", R"({"crop_size": {"shortest_edge": 32}})"},
+             {"crop_size", R"({"crop_size": 40})"},
+             {"image_std", R"({"image_std": [0.5, 0, 0.5]})"},
+             {"image_std", R"({"image_std": [0.5, 1e-60, 0.5]})"},
+             {"image_mean", R"({"image_mean": [0.5, 1e60, 0.5]})"}}) {
+        INFO(json);
+        CHECK(contains(refused(arguments(json)), "preprocessor_config.json, key " + key));
+    }
+    for (const auto& model : {golden / "clip_tiny", golden / "pipeline" / "model", data / "tiny-clip"})
+        run_well({"info", model});
+}
+
 TEST_CASE("every command explains itself with an example") {
     for (const auto& command : commands) {
         INFO(command);
