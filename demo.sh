@@ -50,7 +50,7 @@ for latent in $(sed -n 's/^latent \([0-9]*\):.*/\1/p' "$out/latents.txt"); do
     photo=$(awk -F '"' -v row="^$latent," '$1 ~ row { print $2 }' "$sae/latents/latents.csv")
     $patchsae mask --model "$model" --sae "$sae" --image "$photo" --latent "$latent" --out "$out/masks"
 done
-photo=$(find "$photos" -name "*.png" -o -name "*.jpg" | LC_ALL=C sort | head -n 1)
+photo=$(find "$photos" -iname "*.png" -o -iname "*.jpg" -o -iname "*.jpeg" | LC_ALL=C sort | sed -n 1p)
 echo "the strongest latents of the middle patch of $photo:"
 $patchsae mask --model "$model" --sae "$sae" --image "$photo" --patch 7,7 --top 3 --out "$out/masks"
 

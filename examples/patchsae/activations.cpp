@@ -37,13 +37,11 @@ std::vector<float> read_activations(const std::string& path, std::size_t& d) {
     return x;
 }
 
-std::size_t each_image_tokens(
-    const image_options& options, const psae::cpu& device,
-    const std::function<void(const psae::vision_tower&, const psae::image_list&, const std::vector<float>&,
-                             const std::vector<std::size_t>&)>& f) {
+std::size_t each_image_tokens(const psae::image_list& list, const image_options& options, const psae::cpu& device,
+                              const std::function<void(const psae::vision_tower&, const std::vector<float>&,
+                                                       const std::vector<std::size_t>&)>& f) {
     const auto tower = load_model(options.model);
     const auto how = psae::read_preprocessing(options.model, tower->image_size());
-    const auto list = list_images(options);
     const std::size_t layer = tower->hidden_index(options.layer);
     psae::arena<> scratch;
     return each_batch(list, options, how, device, 8,
@@ -52,7 +50,7 @@ std::size_t each_image_tokens(
                           std::vector<float> x(which.size() * tower->tokens() * tower->width());
                           tower->embed(device, scratch, pixels.data(), which.size(), x.data());
                           tower->run(device, scratch, x.data(), which.size(), 0, layer);
-                          f(*tower, list, x, which);
+                          f(*tower, x, which);
                       });
 }
 

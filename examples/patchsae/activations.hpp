@@ -14,10 +14,10 @@ std::size_t read_floats(const std::string& path, const char* name, const std::ve
 // finite.
 std::vector<float> read_activations(const std::string& path, std::size_t& d);
 
-// The tokens of the hooked layer for all pictures, batch by batch: f(tower, list, tokens [count * T, d], indices of the
-// pictures). Returns the number of pictures skipped.
-std::size_t each_image_tokens(const image_options& options, const psae::cpu& device,
-                              const std::function<void(const psae::vision_tower&, const psae::image_list&,
-                                                       const std::vector<float>&, const std::vector<std::size_t>&)>& f);
+// The tokens of the hooked layer for all pictures of the list, batch by batch: f(tower, tokens [count * T, d], indices
+// of the pictures). Returns the number of pictures skipped.
+std::size_t each_image_tokens(const psae::image_list& list, const image_options& options, const psae::cpu& device,
+                              const std::function<void(const psae::vision_tower&, const std::vector<float>&,
+                                                       const std::vector<std::size_t>&)>& f);
 
 }  // namespace patchsae

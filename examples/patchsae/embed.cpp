@@ -12,6 +12,7 @@ struct state {
 };
 
 void run(const state& s, const CLI::App& sub) {
+    prepare_folder_of(s.out);
     const auto tower = load_model(s.images.model);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer), T = tower->tokens(), d = tower->width();

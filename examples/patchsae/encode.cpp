@@ -11,6 +11,7 @@ struct state {
 };
 
 void run(const state& s, const CLI::App& sub) {
+    prepare_folder_of(s.out);
     const auto sae = psae::read_sae(s.sae);
     const psae::cpu device(s.common.threads);
     std::vector<float> data;
@@ -36,12 +37,12 @@ void run(const state& s, const CLI::App& sub) {
         require_fit(sae, s.sae, d, s.activations);
         add(rows.data(), rows.size() / d);
     } else {
-        skipped = each_image_tokens(s.images, device,
-                                    [&](const psae::vision_tower& tower, const psae::image_list&,
-                                        const std::vector<float>& tokens, const std::vector<std::size_t>&) {
-                                        require_fit(sae, s.sae, tower.width(), s.images.model);
-                                        add(tokens.data(), tokens.size() / sae.d_in);
-                                    });
+        skipped = each_image_tokens(
+            list_images(s.images), s.images, device,
+            [&](const psae::vision_tower& tower, const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+                require_fit(sae, s.sae, tower.width(), s.images.model);
+                add(tokens.data(), tokens.size() / sae.d_in);
+            });
     }
     const std::size_t rows = indptr.size() - 1;
     psae::write_scipy_csr(s.out, data, indices, indptr, rows, sae.d_sae);
@@ -72,8 +73,9 @@ void add_encode(CLI::App& app) {
     sub->add_option("--activations", s->activations, ".npy [N,d] or an .npz with tokens");
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
-        if (s->activations.empty() && (s->images.images.empty() || s->images.model.empty()))
-            throw CLI::RequiredError("--activations, or --model and --images");
+        if (s->activations.empty() == s->images.images.empty())
+            throw CLI::ValidationError("encode", "expected --activations, or --model and --images");
+        if (!s->images.images.empty() && s->images.model.empty()) throw CLI::RequiredError("--model");
         run(*s, *sub);
     });
 }

@@ -39,13 +39,13 @@ std::size_t check_tensors(const psae::safetensors_file& file) {
 }
 
 template <class... Config>
-bool is_compiled_in(const psae::detail::clip_numbers& n, psae::config_list<Config...>) {
+bool is_compiled_in(const psae::clip_numbers& n, psae::config_list<Config...>) {
     std::size_t count = 0;
-    return ((psae::detail::differences<Config>(n, count), count == 0) || ...);
+    return ((psae::differences<Config>(n, count), count == 0) || ...);
 }
 
 // The tensors of a vision tower that is not compiled in, as loading it would want them.
-void check_vision_tensors(const psae::safetensors_directory& weights, const psae::detail::clip_numbers& n) {
+void check_vision_tensors(const psae::safetensors_directory& weights, const psae::clip_numbers& n) {
     const std::size_t d = n.width, m = n.mlp, tokens = (n.image / n.patch) * (n.image / n.patch) + 1;
     const auto check = [&](const std::string& name, const std::vector<std::size_t>& shape) {
         weights.read("vision_model." + name, shape);
@@ -70,7 +70,7 @@ void check_vision_tensors(const psae::safetensors_directory& weights, const psae
 }
 
 // The line that compiles such a model in.
-std::string model_line(const fs::path& directory, const psae::detail::clip_numbers& n) {
+std::string model_line(const fs::path& directory, const psae::clip_numbers& n) {
     std::string name = "clip_";
     for (const char c : fs::weakly_canonical(directory).filename().string())
         name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
@@ -79,7 +79,7 @@ std::string model_line(const fs::path& directory, const psae::detail::clip_numbe
 }
 
 void describe_model(const fs::path& directory, json_object& out, std::string& line) {
-    const auto n = psae::detail::read_clip_numbers(directory / "config.json");
+    const auto n = psae::read_clip_numbers(directory / "config.json");
     const psae::safetensors_directory weights(directory);
     std::size_t elements = 0, tensors = 0;
     for (const auto& file : weights.files()) {
@@ -132,7 +132,8 @@ void describe_sae(const fs::path& path, json_object& out) {
         std::ifstream in(metrics);
         std::size_t steps = 0;
         std::string line, last = "{}";
-        for (; std::getline(in, line); last = line) ++steps;
+        // A last line without an end is what a killed run leaves.
+        for (; std::getline(in, line) && !in.eof(); last = line) ++steps;
         out.add("steps", steps);
         const auto json = psae::parse_json(last, metrics.string() + ", last line");
         for (const char* key : {"loss", "l0", "explained_variance", "dead_fraction"})
@@ -149,9 +150,9 @@ void describe_sae(const fs::path& path, json_object& out) {
 void check_codes(const std::map<std::string, psae::array>& arrays, const std::string& where) {
     const auto get = [&](const char* name) { return psae::values<std::int64_t>(arrays.at(name)); };
     const auto shape = get("shape"), indptr = get("indptr"), indices = get("indices");
-    bool good = shape.size() == 2 && indptr.size() == std::size_t(shape[0]) + 1 && indptr.front() == 0 &&
-                indptr.back() == std::int64_t(indices.size()) && arrays.at("data").size() == indices.size() &&
-                std::is_sorted(indptr.begin(), indptr.end());
+    bool good = shape.size() == 2 && shape[0] >= 0 && shape[1] >= 0 && indptr.size() == std::size_t(shape[0]) + 1 &&
+                indptr.front() == 0 && indptr.back() == std::int64_t(indices.size()) &&
+                arrays.at("data").size() == indices.size() && std::is_sorted(indptr.begin(), indptr.end());
     for (std::size_t i = 0; good && i < indices.size(); ++i) good = indices[i] >= 0 && indices[i] < shape[1];
     if (!good) throw psae::error("arrays do not describe a CSR matrix", where);
 }

@@ -43,15 +43,17 @@ void run(const state& s) {
     psae::latent_summary_builder builder(sae.d_sae, s.top);
     psae::arena<> scratch;
     psae::labelled_summary latents;
+    const auto list = list_images(s.images);
+    latents.class_names = list.class_names;
+    const std::filesystem::path out(s.out);
+    std::filesystem::create_directories(out);  // now: one that cannot be made is known before the work
     const std::size_t skipped = each_image_tokens(
-        s.images, device,
-        [&](const psae::vision_tower& tower, const psae::image_list& list, const std::vector<float>& tokens,
-            const std::vector<std::size_t>& which) {
+        list, s.images, device,
+        [&](const psae::vision_tower& tower, const std::vector<float>& tokens, const std::vector<std::size_t>& which) {
             require_fit(sae, s.sae, tower.width(), s.images.model);
             scratch.reset();
             builder.add(encode_rows(device, scratch, sae, tokens.data(), which.size() * tower.tokens()),
                         tower.tokens());
-            latents.class_names = list.class_names;
             for (const std::size_t i : which) {
                 latents.files.push_back(list.files[i].string());
                 latents.labels.push_back(list.labels[i]);
@@ -59,8 +61,6 @@ void run(const state& s) {
         });
     latents.summary = builder.finish(latents.labels);
     const psae::latent_summary& summary = latents.summary;
-    const std::filesystem::path out(s.out);
-    std::filesystem::create_directories(out);
     psae::write_latents_npz(out / "latents.npz", latents);
     psae::write_latents_csv(out / "latents.csv", latents);
     for (const auto& [name, drawing] : psae::latent_scatter_plots(summary))

@@ -39,6 +39,8 @@ int main(int argc, char** argv) {
         return 130;
     } catch (const std::bad_alloc&) {
         return fail(1, "out of memory");
+    } catch (const std::filesystem::filesystem_error& e) {
+        return fail(1, psae::error("file or folder cannot be used", e.path1().string(), e.code().message()).what());
     } catch (const std::exception& e) {
         return fail(1, e.what());
     }

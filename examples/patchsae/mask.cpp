@@ -39,44 +39,43 @@ void run(state& s) {
     psae::arena<> scratch;
     s.images.images = {s.image};
     s.images.strict = true;
-    each_image_tokens(s.images, device,
-                      [&](const psae::vision_tower& tower, const psae::image_list&, const std::vector<float>& tokens,
-                          const std::vector<std::size_t>&) {
-                          require_fit(sae, s.sae, tower.width(), s.images.model);
-                          const std::size_t grid = tower.grid();
-                          const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.tokens());
-                          std::vector<std::pair<std::size_t, float>> strongest;
-                          if (!s.patch.empty())
-                              strongest = psae::strongest_latents(z, 1 + patch_number(s.patch, grid), s.top);
-                          const auto picture = psae::read_image(s.image, s.images.alpha_mode());
-                          const auto how = psae::read_preprocessing(s.images.model, tower.image_size());
-                          const auto seen = psae::seen_by_model(picture.width, picture.height, how);
-                          std::string masks;
-                          if (!s.latents.empty()) std::filesystem::create_directories(s.out);
-                          for (const std::size_t f : s.latents) {
-                              const auto map = psae::patch_map(z, 0, grid, f);
-                              const auto stem = (std::filesystem::path(s.out) / fmt::format("latent_{}", f)).string();
-                              psae::npz_writer npz(stem + ".npz");
-                              npz.add("map", map.data(), {grid, grid});
-                              npz.close();
-                              psae::write_png(stem + ".png", s.style == "darken"
-                                                                 ? psae::darken_silent(picture, map, grid, grid)
-                                                                 : psae::heat_overlay(picture, map, grid, grid, seen));
-                              const float largest = *std::max_element(map.begin(), map.end());
-                              if (s.common.json)
-                                  masks += fmt::format("{}{{\"latent\": {}, \"max_activation\": {:.9g}}}",
-                                                       masks.empty() ? "" : ", ", f, largest);
-                              else fmt::print("latent {}: largest activation {:.5g}: {}.png\n", f, largest, stem);
-                          }
-                          std::string listed;
-                          for (const auto& [f, value] : strongest) {
-                              if (s.common.json)
-                                  listed += fmt::format("{}{{\"latent\": {}, \"activation\": {:.9g}}}",
-                                                        listed.empty() ? "" : ", ", f, value);
-                              else fmt::print("{} {:.6g}\n", f, value);
-                          }
-                          if (s.common.json) fmt::print("{{\"masks\": [{}], \"strongest\": [{}]}}\n", masks, listed);
-                      });
+    each_image_tokens(
+        list_images(s.images), s.images, device,
+        [&](const psae::vision_tower& tower, const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+            require_fit(sae, s.sae, tower.width(), s.images.model);
+            const std::size_t grid = tower.grid();
+            const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.tokens());
+            std::vector<std::pair<std::size_t, float>> strongest;
+            if (!s.patch.empty()) strongest = psae::strongest_latents(z, 1 + patch_number(s.patch, grid), s.top);
+            const auto picture = psae::read_image(s.image, s.images.alpha_mode());
+            const auto how = psae::read_preprocessing(s.images.model, tower.image_size());
+            const auto seen = psae::seen_by_model(picture.width, picture.height, how);
+            std::string masks;
+            if (!s.latents.empty()) std::filesystem::create_directories(s.out);
+            for (const std::size_t f : s.latents) {
+                const auto map = psae::patch_map(z, 0, grid, f);
+                const auto stem = (std::filesystem::path(s.out) / fmt::format("latent_{}", f)).string();
+                psae::npz_writer npz(stem + ".npz");
+                npz.add("map", map.data(), {grid, grid});
+                npz.close();
+                psae::write_png(stem + ".png", s.style == "darken"
+                                                   ? psae::darken_silent(picture, map, grid, grid)
+                                                   : psae::heat_overlay(picture, map, grid, grid, seen));
+                const float largest = *std::max_element(map.begin(), map.end());
+                if (s.common.json)
+                    masks += fmt::format("{}{{\"latent\": {}, \"max_activation\": {:.9g}}}", masks.empty() ? "" : ", ",
+                                         f, largest);
+                else fmt::print("latent {}: largest activation {:.5g}: {}.png\n", f, largest, stem);
+            }
+            std::string listed;
+            for (const auto& [f, value] : strongest) {
+                if (s.common.json)
+                    listed += fmt::format("{}{{\"latent\": {}, \"activation\": {:.9g}}}", listed.empty() ? "" : ", ", f,
+                                          value);
+                else fmt::print("{} {:.6g}\n", f, value);
+            }
+            if (s.common.json) fmt::print("{{\"masks\": [{}], \"strongest\": [{}]}}\n", masks, listed);
+        });
 }
 
 }  // namespace

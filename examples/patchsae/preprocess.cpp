@@ -18,8 +18,9 @@ void add_preprocess(CLI::App& app) {
     sub->get_option("--images")->required();
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
+        prepare_folder_of(s->out);
         const auto list = list_images(s->images);
-        const auto numbers = psae::detail::read_clip_numbers(std::filesystem::path(s->images.model) / "config.json");
+        const auto numbers = psae::read_clip_numbers(std::filesystem::path(s->images.model) / "config.json");
         const auto how = psae::read_preprocessing(s->images.model, numbers.image);
         const psae::cpu device(s->common.threads);
         std::vector<float> all;

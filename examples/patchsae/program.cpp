@@ -1,7 +1,9 @@
 #include "program.hpp"
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 
 #include <unistd.h>
 
@@ -68,6 +70,15 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
     sub->footer("Example:\n  patchsae " + name + " " + example);
     sub->option_defaults()->always_capture_default();
     return sub;
+}
+
+void prepare_folder_of(const std::filesystem::path& result) {
+    if (std::filesystem::is_directory(result))
+        throw psae::error("file cannot be created", result.string(), "expected the name of a file, found a folder");
+    const auto folder = std::filesystem::absolute(result).parent_path();
+    std::filesystem::create_directories(folder);
+    if (access(folder.c_str(), W_OK) != 0)
+        throw psae::error("folder cannot be written to", folder.string(), std::strerror(errno));
 }
 
 void report_line(std::string text) {
@@ -181,7 +192,7 @@ std::size_t each_batch(const psae::image_list& list, const image_options& option
         if (kept > 0) f(pixels, which);
         bar.show(first + batch);
     }
-    if (pictures.unreadable() == list.files.size())
+    if (pictures.unreadable() == list.files.size() && !options.none_allowed)
         throw psae::error("no picture could be read", list.files.front().string(),
                           std::to_string(list.files.size()) + " were tried");
     return pictures.unreadable();

@@ -40,6 +40,7 @@ struct image_options {
     std::string split, alpha = "white";
     std::size_t limit = 0;
     bool strict = false;
+    bool none_allowed = false;  // no option: that none of the pictures can be read is no error
     long layer = -2;
     void add_to(CLI::App& app, bool model_required = true);
     psae::alpha_mode alpha_mode() const { return alpha == "drop" ? psae::alpha_mode::drop : psae::alpha_mode::white; }
@@ -66,6 +67,9 @@ std::string effective_value(const CLI::App& subcommand, const std::string& name)
 // Writes the options the subcommand ran with, in the form --config reads: beside a file result as RESULT.config.json,
 // into a directory as run_config.json.
 void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result);
+
+// Before the work on a result file: makes its folder. psae::error if the file could not be written there.
+void prepare_folder_of(const std::filesystem::path& result);
 
 // Reporting ----------------------------------------------------------------------------------------------------------
 

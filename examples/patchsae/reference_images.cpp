@@ -40,30 +40,30 @@ std::vector<std::vector<psae::reference_image>> reference_images(const image_opt
             found[c].push_back(std::move(r));
         }
 
-    image_options these = options;
-    these.images.clear();
-    these.limit = 0;
-    these.split.clear();
-    these.strict = false;
+    // Not listed anew: a path of a table may have any ending.
+    psae::image_list list;
     for (const auto& [file, places] : wanted) {
         std::error_code failure;
-        if (std::filesystem::is_regular_file(file, failure)) these.images.push_back(file);
+        if (std::filesystem::is_regular_file(file, failure)) list.files.push_back(file), list.labels.push_back(-1);
     }
+    image_options these = options;
+    these.strict = false;
+    these.none_allowed = true;
     const auto set_picture = [&](const std::string& file, const psae::image& seen) {
         for (const want& w : wanted.at(file))
             found[w.latent][w.place].picture =
                 psae::fit_into(seen, std::min(side, seen.width), std::min(side, seen.height));
     };
     if (options.model.empty()) {
-        for (const std::string& file : these.images) try {
-                set_picture(file, psae::read_image(file, these.alpha_mode()));
+        for (const auto& file : list.files) try {
+                set_picture(file.string(), psae::read_image(file, these.alpha_mode()));
             } catch (const psae::error&) {
             }
-    } else if (!these.images.empty()) {
+    } else if (!list.files.empty()) {
         psae::arena<> scratch;
         each_image_tokens(
-            these, device,
-            [&](const psae::vision_tower& tower, const psae::image_list& list, const std::vector<float>& tokens,
+            list, these, device,
+            [&](const psae::vision_tower& tower, const std::vector<float>& tokens,
                 const std::vector<std::size_t>& which) {
                 require_fit(sae, "the SAE", tower.width(), options.model);
                 const auto how = psae::read_preprocessing(options.model, tower.image_size());

@@ -126,6 +126,7 @@ void run(state& s) {
     if (s.latents.empty() && std::filesystem::exists(directory / "latents"))
         s.latents = (directory / "latents").string();
     if (s.out.empty()) s.out = (directory / "report.html").string();
+    prepare_folder_of(s.out);
 
     const auto configuration = psae::read_json(directory / "cfg.json");
     const std::string where = (directory / "cfg.json").string();
@@ -154,8 +155,6 @@ void run(state& s) {
         if (json.IsObject()) flatten(json, "train --", page.configuration);
     }
     const std::string html = psae::to_html(page);
-    if (const auto parent = std::filesystem::path(s.out).parent_path(); !parent.empty())
-        std::filesystem::create_directories(parent);
     psae::write_text(s.out, html);
     if (s.common.json)
         json_object{}

@@ -42,8 +42,27 @@ psae::run_identity identity_of(const state& s, const CLI::App& sub, std::size_t 
     for (const char* name : {"variant", "k", "l1", "loss", "lr", "warmup-steps", "schedule", "batch-tokens",
                              "dead-after", "dead-latents", "normalise-decoder", "clip-grad-norm", "order", "seed"})
         identity[name] = effective_value(sub, name);
+    if (s.activations.empty()) identity["alpha"] = s.images.alpha;
     if (s.schedule != "constant") identity["steps"] = std::to_string(s.steps);
     return identity;
+}
+
+unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count) {
+    return crc32_z(crc, static_cast<const Bytef*>(bytes), count);
+}
+
+// Of the vision tower's tensors: two models of one architecture differ in nothing else.
+unsigned long crc_of_weights(const std::filesystem::path& model) {
+    const psae::safetensors_directory weights(model);
+    unsigned long crc = 0;
+    for (const auto& file : weights.files())
+        for (const auto& e : file.entries())
+            if (e.name.starts_with("vision_model.")) {
+                stop_if_interrupted();
+                crc = crc_of(crc, e.name.data(), e.name.size());
+                crc = crc_of(crc, file.data(e), e.bytes);
+            }
+    return crc;
 }
 
 template <class Variant, class Source>
@@ -153,7 +172,7 @@ void with_variant(state& s, CLI::App& sub, data<Source> rows) {
 void train_on_file(state& s, CLI::App& sub) {
     std::size_t d = 0;
     auto x = read_activations(s.activations, d);
-    const auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(x.data()), x.size() * sizeof(float));
+    const auto crc = crc_of(0, x.data(), x.size() * sizeof(float));
     const auto fingerprint = fmt::format("{} x {}, crc32 {:08x}", x.size() / d, d, crc);
     std::vector<float> held_out;
     if (s.eval_every > 0) held_out = psae::hold_out_rows(x, d, most_held_out_tokens, s.common.seed);
@@ -170,10 +189,14 @@ void train_on_pictures(state& s, CLI::App& sub) {
     unsigned long crc = 0;
     for (const auto& file : list.files) {
         const std::string name = file.filename().string();
-        crc = crc32_z(crc, reinterpret_cast<const Bytef*>(name.c_str()), name.size() + 1);
+        std::error_code unreadable;  // reported when its turn to be read comes
+        const std::uint64_t bytes = std::filesystem::file_size(file, unreadable);
+        crc = crc_of(crc, name.c_str(), name.size() + 1);
+        crc = crc_of(crc, &bytes, sizeof bytes);
     }
-    const auto fingerprint =
-        fmt::format("{} pictures, crc32 {:08x}, {} layer {}", list.files.size(), crc, tower->name(), layer);
+    const auto fingerprint = fmt::format(
+        "{} pictures, names and sizes crc32 {:08x}, {} layer {}, weights crc32 {:08x}, preprocessing crc32 {:08x}",
+        list.files.size(), crc, tower->name(), layer, crc_of_weights(s.images.model), crc_of(0, &how, sizeof how));
     std::vector<float> held_out;
     if (s.eval_every > 0) {
         const auto split =

@@ -293,6 +293,32 @@ TEST_CASE("the program's latents equal the reference's statistics", "[program]")
     CHECK(!fs::exists(folder.path / "refused"));
 }
 
+TEST_CASE("a table's pictures may have names of any ending", "[program]") {
+    if (std::string(PSAE_PROGRAM).empty()) return;
+    const scratch_folder folder;
+    write_golden_sae(folder.path / "run");
+    std::string table = "path,label\n";
+    for (int i = 0; i < 3; ++i) {
+        const std::string name = "picture" + std::to_string(i) + (i == 0 ? "" : ".data");
+        fs::copy_file(pipeline / "images" / "1_tree" / ("0" + std::to_string(i) + ".png"), folder.path / name);
+        table += name + ",tree\n";
+    }
+    psae::write_text(folder.path / "images.csv", table);
+    const std::string model = (pipeline / "model").string(), sae = (folder.path / "run").string(),
+                      latents = (folder.path / "latents").string();
+    auto done = run(folder.path, {"latents", "--model", model, "--sae", sae, "--images",
+                                  (folder.path / "images.csv").string(), "--grids", "2", "--out", latents});
+    INFO(done.err);
+    REQUIRE(done.code == 0);
+    CHECK(std::distance(fs::directory_iterator(folder.path / "latents" / "grids"), fs::directory_iterator()) == 2);
+    done = run(folder.path, {"report", "--model", model, "--sae", sae, "--latents", latents, "--out",
+                             (folder.path / "report.html").string()});
+    INFO(done.err);
+    REQUIRE(done.code == 0);
+    CHECK(count(contents(folder.path / "report.html"), "class=\"map\"") > 0);
+    CHECK(contents(folder.path / "report.html").find("could not be read") == std::string::npos);
+}
+
 TEST_CASE("the program's masks equal the reference's", "[program]") {
     if (std::string(PSAE_PROGRAM).empty()) return;
     const scratch_folder folder;
@@ -423,6 +449,16 @@ TEST_CASE("the program's report holds everything and trusts no name", "[program]
     CHECK(count(html, "class=\"note\"") == 1);
     CHECK(count(html, "class=\"map\"") == 0);
     CHECK(count(html, "data:image/jpeg;base64,") > 0);
+
+    // Top images that are there and cannot be read: a note, with and without a model.
+    for (const auto& entry : fs::recursive_directory_iterator(folder.path / "images"))
+        if (entry.is_regular_file()) psae::write_text(entry.path(), "no picture");
+    for (const auto& more : {std::vector<std::string>{}, {"--model", (pipeline / "model").string()}}) {
+        html = report(more);
+        CHECK(count(html, "class=\"note\"") == 1);
+        CHECK(html.find("top images could not be read") != std::string::npos);
+        CHECK(count(html, "data:image/jpeg;base64,") == 0);
+    }
 
     fs::remove_all(folder.path / "images");
     fs::remove(folder.path / "run" / "metrics.jsonl");

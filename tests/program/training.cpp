@@ -277,6 +277,42 @@ TEST_CASE("runs that cannot be resumed say why in one line") {
     resume({});
 }
 
+TEST_CASE("a run on pictures does not go on with other pictures, weights or preprocessing") {
+    const folder work;
+    const auto model = work / "model", images = work / "images";
+    fs::copy(golden / "pipeline" / "model", model);
+    fs::copy(golden / "pipeline" / "images" / "0_cat", images);
+    const std::vector<std::string> arguments{"train", "--model",        model,         "--images",  images,
+                                             "--out", work / "run",     "--expansion", "2",         "--steps",
+                                             "3",     "--batch-tokens", "32",          "--threads", "1"};
+    run_well(arguments);
+    const auto resume = [&](const std::vector<std::string>& more = {}) {
+        return refused(with(with(arguments, {"--resume"}), more));
+    };
+    run_well(with(arguments, {"--resume", "--steps=4"}));
+    CHECK(resume({"--alpha=drop"}).find("alpha drop (checkpoint: white)") != std::string::npos);
+    const auto config = read_text(model / "preprocessor_config.json");
+    auto other = config;
+    REQUIRE(other.find("0.48145466") != std::string::npos);
+    psae::write_text(model / "preprocessor_config.json", other.replace(other.find("0.48145466"), 10, "0.5"));
+    CHECK(resume().find("data 6 pictures") != std::string::npos);
+    psae::write_text(model / "preprocessor_config.json", config);
+    // One bit of one weight of the last layer norm, which no other check would see.
+    auto weights = read_text(model / "model.safetensors");
+    const psae::safetensors_file file(model / "model.safetensors");
+    const auto& norm = file.at("vision_model.post_layernorm.bias");
+    auto changed = weights;
+    changed[norm.offset] = static_cast<char>(changed[norm.offset] ^ 1);
+    psae::write_text(model / "model.safetensors", changed);
+    CHECK(resume().find("data 6 pictures") != std::string::npos);
+    psae::write_text(model / "model.safetensors", weights);
+    run_well(with(arguments, {"--resume", "--steps=5"}));
+    // Another picture under the same name.
+    fs::copy(golden / "pipeline" / "images" / "1_tree" / "00.png", images / "00.png",
+             fs::copy_options::overwrite_existing);
+    CHECK(resume().find("data 6 pictures") != std::string::npos);
+}
+
 TEST_CASE("what the trainer's options do is seen in the metrics") {
     const folder work;
     const auto last_line = [&](const std::vector<std::string>& more) {

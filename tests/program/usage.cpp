@@ -38,6 +38,8 @@ TEST_CASE("bad usage is one line and exit code 2") {
         {"train", "--model", model, "--images", "x", "--out", work / "x", "--order", "sequential"},
         {"train", "--images", "x", "--out", work / "x"},
         {"encode", "--sae", "x", "--out", work / "x"},
+        {"encode", "--sae", "x", "--activations", tokens, "--model", model, "--images", "x", "--out", work / "x"},
+        {"encode", "--sae", "x", "--images", "x", "--out", work / "x"},
         {"info", "x", "--device", "tpu"},
         {"info", "x", "--device", "cuda:"},
         {"info", "x", "--dtype", "fp8"},
@@ -85,10 +87,80 @@ TEST_CASE("what is not there is said in one line with exit code 1") {
                             work / "rows.npz", "--out", work / "x.npz"}),
                    "found gated"));
     CHECK_FALSE(fs::exists(work / "x.npz"));
-    // A folder that cannot be written.
-    CHECK(contains(refused({"encode", "--sae", sae, "--activations", work / "rows.npz", "--out",
-                            work / "no" / "such" / "folder" / "x.npz"}),
-                   "file cannot be created"));
+}
+
+TEST_CASE("a result that cannot be written is known before the work") {
+    // The pictures do not exist: whoever looked at them first would say so.
+    const folder work;
+    const std::string model = golden / "clip_tiny", sae = golden / "formats" / "saelens" / "standard";
+    psae::write_text(work / "file", "");
+    for (const char* command : {"preprocess", "embed", "encode"}) {
+        INFO(command);
+        std::vector<std::string> arguments{command, "--model", model, "--images", "no/such/pictures"};
+        if (std::string(command) == "encode") arguments.insert(arguments.end(), {"--sae", sae});
+        const auto to = [&](const fs::path& out) {
+            auto all = arguments;
+            all.insert(all.end(), {"--out", out});
+            return refused(all);
+        };
+        CHECK(contains(to(work / "file" / "below" / "x.npz"),
+                       "file or folder cannot be used (" + (work / "file").string()));
+        CHECK(contains(to(work.path()), "found a folder"));
+        CHECK(contains(to(work / "x.npz"), "no/such/pictures"));
+    }
+    write_npz(work / "rows.npz", "tokens", some_rows(64, 8), {64, 8});
+    run_well({"encode", "--sae", sae, "--activations", work / "rows.npz", "--out", work / "new" / "folder" / "x.npz"});
+    CHECK(fs::exists(work / "new" / "folder" / "x.npz"));
+}
+
+TEST_CASE("a preprocessor configuration that asks for something else is refused") {
+    const folder work;
+    const std::string picture = golden / "pipeline" / "images" / "0_cat" / "00.png";
+    fs::create_directories(work / "model");
+    fs::copy(golden / "clip_tiny" / "config.json", work / "model" / "config.json");
+    const auto arguments = [&](const std::string& json) {
+        psae::write_text(work / "model" / "preprocessor_config.json", json);
+        return std::vector<std::string>{"preprocess", "--model", work / "model",  "--images",
+                                        picture,      "--out",   work / "out.npz"};
+    };
+    const auto pixels = [&](const std::string& json) {
+        run_well(arguments(json));
+        return floats(work / "out.npz", "pixels");
+    };
+    const auto usual = pixels("{}");
+    for (const char* same :
+         {R"({"size": 32, "crop_size": 32, "resample": 3, "do_resize": true, "do_center_crop": true})",
+          R"({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}})",
+          R"({"rescale_factor": 0.00392156862745098, "do_rescale": true, "do_normalize": true})",
+          R"({"size": null, "resample": null})"}) {
+        INFO(same);
+        CHECK(pixels(same) == usual);
+    }
+    CHECK(pixels(R"({"size": 40})") != usual);
+    for (const auto& [key, json] : std::vector<std::pair<std::string, std::string>>{
+             {"resample", R"({"resample": 2})"},
+             {"do_resize", R"({"do_resize": false})"},
+             {"do_center_crop", R"({"do_center_crop": false})"},
+             {"do_rescale", R"({"do_rescale": false})"},
+             {"do_normalize", R"({"do_normalize": false})"},
+             {"do_normalize", R"({"do_normalize": 1})"},
+             {"rescale_factor", R"({"rescale_factor": 0.5})"},
+             {"size", R"({"size": {"height": 32, "width": 32}})"},
+             {"size", R"({"size": {"shortest_edge": 32, "longest_edge": 64}})"},
+             {"size", R"({"size": 32.5})"},
+             {"size", R"({"size": "32"})"},
+             {"size", R"({"size": {}})"},
+             {"crop_size", R"({"crop_size": {"height": 32, "width": 40}})"},
+             {"crop_size", R"({"crop_size": {"shortest_edge": 32}})"},
+             {"crop_size", R"({"crop_size": 40})"},
+             {"image_std", R"({"image_std": [0.5, 0, 0.5]})"},
+             {"image_std", R"({"image_std": [0.5, 1e-60, 0.5]})"},
+             {"image_mean", R"({"image_mean": [0.5, 1e60, 0.5]})"}}) {
+        INFO(json);
+        CHECK(contains(refused(arguments(json)), "preprocessor_config.json, key " + key));
+    }
+    for (const auto& model : {golden / "clip_tiny", golden / "pipeline" / "model", data / "tiny-clip"})
+        run_well({"info", model});
 }
 
 TEST_CASE("every command explains itself with an example") {
@@ -175,6 +247,9 @@ TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks
               "--batch-tokens", "8"});
     CHECK(kind(work / "run") == "run");
     CHECK(info(work / "run")["checkpoint_steps"].GetUint64() == 5);
+    std::ofstream(work / "run" / "metrics.jsonl", std::ios::app) << "{\"step\": 6, \"lo";  // killed while it wrote
+    CHECK(info(work / "run")["steps"].GetUint64() == 5);
+    CHECK(info(work / "run").HasMember("loss"));
     run_well({"encode", "--sae", saelens, "--activations", work / "rows.npz", "--out", work / "codes.npz"});
     CHECK(kind(work / "codes.npz") == "codes");
     run_well({"embed", "--model", golden / "clip_tiny", "--images", golden / "pipeline" / "images" / "0_cat", "--out",
@@ -202,6 +277,19 @@ TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks
     tokens[4 * 2 + 1] = std::nanf("");
     write_npz(work / "nan.npz", "anything", tokens, {6, 4});
     CHECK(contains(refused({"info", work / "nan.npz"}), "array anything, element 2,1"));
+    // Codes whose shape is negative, also where the row count plus one wraps to the length of an empty indptr.
+    for (const auto& [rows, cols, indptr] :
+         std::vector<std::tuple<std::int64_t, std::int64_t, std::vector<std::int64_t>>>{
+             {-1, 4, {}}, {-2, 4, {}}, {0, 4, {}}, {0, -4, {0}}, {1, 4, {0}}, {1, 4, {0, 1}}}) {
+        INFO(rows << " x " << cols);
+        psae::npz_writer npz(work / "hostile.npz");
+        npz.add("shape", std::vector<std::int64_t>{rows, cols});
+        npz.add("indptr", indptr);
+        npz.add("indices", std::vector<std::int64_t>{});
+        npz.add("data", std::vector<float>{});
+        npz.close();
+        CHECK(contains(refused({"info", work / "hostile.npz"}), "do not describe a CSR matrix"));
+    }
 }
 
 TEST_CASE("a model that is not compiled in is described, and its description compiles it in") {
@@ -226,6 +314,18 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto tower = psae::load_clip_vision(model);
     CHECK(tower->layers() == 3);
     CHECK(tower->name() == std::string("clip_three_layers"));
+
+    // Numbers that are none.
+    const auto projection = config.find("\"projection_dim\": 24");
+    REQUIRE(projection != std::string::npos);
+    for (const char* wrong : {"-24", "0", "1e30", "24.5"}) {
+        INFO(wrong);
+        auto changed = config;
+        changed.replace(projection, 20, std::string("\"projection_dim\": ") + wrong);
+        psae::write_text(model / "config.json", changed);
+        CHECK(contains(refused({"info", model}), "config.json, projection_dim): expected an integer"));
+    }
+    psae::write_text(model / "config.json", config);
 
     fs::remove(model / "model.safetensors");
     CHECK(contains(refused({"info", model}), "no weights found"));

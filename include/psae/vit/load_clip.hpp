@@ -12,26 +12,29 @@
 
 namespace psae {
 
-namespace detail {
-
+// What a CLIP config.json says of the vision tower: pixels of a side, patch side, hidden size, blocks, heads, hidden
+// size of the MLP, size of the image embedding; "quick_gelu" or another name; epsilon of the layer norms.
 struct clip_numbers {
     std::size_t image, patch, width, layers, heads, mlp, projection;
     std::string activation;
     double eps;
 };
 
+// Reads a config.json. psae::error if it is none of CLIP's, or a number is not a whole one from 1 to 1000000.
 inline clip_numbers read_clip_numbers(const std::filesystem::path& path) {
     const auto json = read_json(path);
     const std::string where = path.string();
     const auto* vision = find_member(json, "vision_config");
     if (vision == nullptr || !vision->IsObject())
         throw error("not a CLIP configuration", where, "expected an object vision_config");
-    const auto number = [&](const char* key, double otherwise) {
-        const double v = json_number(*vision, key, otherwise, where);
+    const auto checked = [&](const std::string& key, double v) {
         if (!(v >= 1 && v <= 1e6) || v != std::floor(v))
-            throw error("configuration field is out of range", where + ", vision_config." + key,
+            throw error("configuration field is out of range", where + ", " + key,
                         "expected an integer from 1 to 1000000");
         return static_cast<std::size_t>(v);
+    };
+    const auto number = [&](const char* key, double otherwise) {
+        return checked(std::string("vision_config.") + key, json_number(*vision, key, otherwise, where));
     };
     // Defaults are those of transformers' CLIPVisionConfig: fields that equal them are left out of saved files.
     const double projection =
@@ -42,12 +45,12 @@ inline clip_numbers read_clip_numbers(const std::filesystem::path& path) {
             number("num_hidden_layers", 12),
             number("num_attention_heads", 12),
             number("intermediate_size", 3072),
-            static_cast<std::size_t>(projection),
+            checked("projection_dim", projection),
             json_string(*vision, "hidden_act", "quick_gelu", where),
             json_number(*vision, "layer_norm_eps", 1e-5, where)};
 }
 
-// The fields in which a configuration differs from the file: "image_size 224 (file: 336), ...".
+// The fields in which a configuration differs from the file, and how many: "image_size 224 (file: 336), ...".
 template <class Config>
 std::string differences(const clip_numbers& n, std::size_t& count) {
     std::string text;
@@ -71,19 +74,17 @@ std::string differences(const clip_numbers& n, std::size_t& count) {
     return text;
 }
 
-}  // namespace detail
-
 // Throws psae::error naming the differing fields of the nearest configuration if none fits.
 template <class... Config>
 std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& directory, config_list<Config...>) {
     const auto path = directory / "config.json";
-    const auto numbers = detail::read_clip_numbers(path);
+    const auto numbers = read_clip_numbers(path);
     std::unique_ptr<vision_tower> tower;
     std::size_t least = ~std::size_t{0};
     std::string nearest;
     const auto consider = [&]<class C>(C) {
         std::size_t count = 0;
-        const std::string text = detail::differences<C>(numbers, count);
+        const std::string text = differences<C>(numbers, count);
         if (count < least) {
             least = count;
             nearest = std::string(C::name) + " differs in " + text;
