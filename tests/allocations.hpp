@@ -52,4 +52,11 @@ int posix_memalign(void** p, std::size_t alignment, std::size_t size) {
 }
 #endif
 
+// Threads to count with. clang's OpenMP runtime asks for memory of its own at every parallel region.
+#if defined(__clang__)
+inline constexpr int counted_threads = 1;
+#else
+inline constexpr int counted_threads = 2;
+#endif
+
 inline std::size_t allocations() { return allocation_count; }

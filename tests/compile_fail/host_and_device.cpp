@@ -1,4 +1,4 @@
-// expect: could not convert
+// expect: psae::space::device
 #include <psae/psae.hpp>
 void kernel(psae::view<const float, psae::shape<4>, psae::space::host>);
 void f(psae::view<const float, psae::shape<4>, psae::space::host> host,

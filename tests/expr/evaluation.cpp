@@ -89,7 +89,7 @@ TEST_CASE("evaluating an expression allocates nothing") {
     tensor<float, shape<dyn, 64>> x{shape<dyn, 64>{100}}, out{shape<dyn, 64>{100}};
     tensor<float, shape<64>> row;
     arena<> scratch;
-    cpu device(2);
+    cpu device(counted_threads);
     std::size_t counted = 0;
     double sum = 0;
     const std::size_t at_start = allocations();

@@ -14,7 +14,7 @@ namespace {
 
 template <class Variant>
 void check(Variant sae) {
-    cpu device(2);
+    cpu device(counted_threads);
     random_stream random(2);
     sae.initialise(random);
     tensor<double, shape<dyn, dyn>> x{shape<dyn, dyn>{64, 16}};

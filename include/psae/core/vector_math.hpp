@@ -46,7 +46,9 @@ PSAE_FN double fast_exp(double x, double = 0, double = 0) { return std::exp(x); 
 // [0, 3.925], where erf has reached 1 in float; relative error below 6e-7. tests/core/vector_math.cpp measures the
 // bound.
 PSAE_FN float fast_erf(float x) {
-    x = x < -3.925f ? -3.925f : x > 3.925f ? 3.925f : x;
+    constexpr float limit = 3.925f;
+    const float outside = x < -limit ? -1.0f : x > limit ? 1.0f : 0.0f;  // exact, however the compiler contracts the rest
+    x = x < -limit ? -limit : x > limit ? limit : x;
     const float u = x * x;
     float p = 2.046050710e-6f;
     p = p * u + 2.848435571e-4f;
@@ -60,7 +62,7 @@ PSAE_FN float fast_erf(float x) {
     q = q * u + 1.141822012e-1f;
     q = q * u + 5.022408946e-1f;
     q = q * u + 1.0f;
-    return x * p / q;
+    return outside != 0 ? outside : x * p / q;
 }
 PSAE_FN double fast_erf(double x) { return std::erf(x); }
 
