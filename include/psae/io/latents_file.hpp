@@ -21,18 +21,29 @@ struct labelled_summary {
     std::vector<std::string> class_names;  // of the labels; empty without labels
 };
 
+namespace detail {
+
+// f(name, column) for what the file holds of each latent in float and the summary in double.
+template <class Summary, class F>
+void each_number_per_latent(Summary& s, const F& f) {
+    f("token_frequency", s.token_frequency);
+    f("mean_activation", s.mean_activation);
+    f("image_frequency", s.image_frequency);
+    f("mean_image_score", s.mean_image_score);
+    f("label_entropy", s.label_entropy);
+    f("label_std", s.label_std);
+}
+
+}  // namespace detail
+
 // latents.npz: token_frequency, mean_activation, max_activation, image_frequency, mean_image_score, label_entropy and
 // label_std f32 [d_sae]; top_images i32 and top_values f32 [d_sae, top]; files and class_names unicode, labels i64.
 inline void write_latents_npz(const std::filesystem::path& path, const labelled_summary& l) {
     const latent_summary& s = l.summary;
     npz_writer npz(path);
-    for (const auto& [name, column] : {std::pair{"token_frequency", &s.token_frequency},
-                                       {"mean_activation", &s.mean_activation},
-                                       {"image_frequency", &s.image_frequency},
-                                       {"mean_image_score", &s.mean_image_score},
-                                       {"label_entropy", &s.label_entropy},
-                                       {"label_std", &s.label_std}})
-        npz.add(name, std::vector<float>(column->begin(), column->end()));
+    detail::each_number_per_latent(s, [&](const char* name, const std::vector<double>& column) {
+        npz.add(name, std::vector<float>(column.begin(), column.end()));
+    });
     npz.add("max_activation", s.max_activation);
     npz.add("top_images", s.top_images.data(), {s.latents, s.top});
     npz.add("top_values", s.top_values.data(), {s.latents, s.top});
@@ -68,13 +79,8 @@ inline labelled_summary read_latents_npz(const std::filesystem::path& path) {
                         "expected " + shape_text(shape) + ", found " + shape_text(a.shape));
         return a;
     };
-    for (const auto& [name, column] : {std::pair{"token_frequency", &s.token_frequency},
-                                       {"mean_activation", &s.mean_activation},
-                                       {"image_frequency", &s.image_frequency},
-                                       {"mean_image_score", &s.mean_image_score},
-                                       {"label_entropy", &s.label_entropy},
-                                       {"label_std", &s.label_std}})
-        *column = values<double>(expect(name, {s.latents}));
+    detail::each_number_per_latent(
+        s, [&](const char* name, std::vector<double>& column) { column = values<double>(expect(name, {s.latents})); });
     s.max_activation = to_floats(expect("max_activation", {s.latents}));
     s.top_images = values<std::int32_t>(top);
     s.top_values = to_floats(expect("top_values", {s.latents, s.top}));
