@@ -45,12 +45,12 @@ ours() {
     path=$(find_ours "$1")
     if [ -z "$path" ]; then
         echo "round $round: no program for $1; build with -DPSAE_BENCH=ON (BUILD names the folder)" >&2
-    elif grep -q 'BENCHMARK' "bench/$1.cpp"; then
+    elif [ "$1" = sae_step ]; then # a process each, so that none has the memory of another
+        record ours "$1.dense" "$path" --benchmark_format=json '--benchmark_filter=relu_step/by_density/.*/l0:0/'
+        record ours "$1.relu_64" "$path" --benchmark_format=json '--benchmark_filter=relu_step/by_density/.*/l0:64/'
+        record ours "$1.topk_64" "$path" --benchmark_format=json '--benchmark_filter=topk_step/.*/l0:64/'
+    else
         record ours "$1" "$path" --benchmark_format=json
-    else # takes its shape as arguments: d, latents, tokens, L0, variant, steps
-        record ours "$1.dense" "$path" 768 49152 4096 0 relu 3
-        record ours "$1.relu_64" "$path" 768 49152 4096 64 relu 3
-        record ours "$1.topk_64" "$path" 768 49152 4096 64 topk 3
     fi
 }
 

@@ -1,7 +1,7 @@
 """Medians and ratios of the records that bench/compare.sh left: table.py FOLDER.
 
 Files are named <round>.ours.<program>[.<case>].json and <round>.peer.<program>[.<case>].json. Ours are
-Google Benchmark's JSON, or one line with step_median_s; a pair below names the words that our benchmark's
+Google Benchmark's JSON (median_s, where a benchmark gives it, stands for its time); a pair below names the words that our benchmark's
 name must and must not hold (words are runs of letters or of digits: "vit/full/b8" is vit full b 8).
 Ratio: peer's seconds over ours, round by round; above 1 we are faster.
 """
@@ -54,13 +54,10 @@ def load(folder):
                 if row.get("run_type", "iteration") != "iteration" or row.get("error_occurred"):
                     continue
                 per_item = rest[0] == "preprocess" and row.get("items_per_second")
-                name = f"{rest[0]}/{row['name']}"
-                ours[name][turn].append(1 / per_item if per_item else row["real_time"] * SECONDS[row["time_unit"]])
+                name = "/".join([*rest, row["name"]])
+                time = row.get("median_s") or (1 / per_item if per_item else row["real_time"] * SECONDS[row["time_unit"]])
+                ours[name][turn].append(time)
                 notes[name] = {k: v for k, v in row.items() if k.lower() in ("l0", "peak_mib", "x_floor", "x_five_gemms", "of_ceiling")}
-        else:
-            name = "/".join(rest)
-            ours[name][turn].append(record["step_median_s"])
-            notes[name] = {k: record[k] for k in ("l0", "peak_mib", "x_floor", "x_five_gemms") if k in record}
     return ours, peers, notes, ceilings
 
 
