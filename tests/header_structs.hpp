@@ -2,9 +2,7 @@
 // The structs of a header that have a certain member function, so that a test can insist on covering all of them.
 
 #include <fstream>
-#include <regex>
 #include <set>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -12,12 +10,12 @@
 inline std::set<std::string> structs_with_member(const std::string& header, const std::string& member) {
     std::ifstream file(std::string(PSAE_SOURCE_DIR) + "/include/psae/" + header);
     if (!file) throw std::runtime_error("no header " + header);
-    std::stringstream text;
-    text << file.rdbuf();
-    const std::string source = text.str();
-    const std::regex struct_with_body("\nstruct (\\w+)[^;{]*\\{([^]*?)\n\\};");
     std::set<std::string> names;
-    for (std::sregex_iterator i(source.begin(), source.end(), struct_with_body), end; i != end; ++i)
-        if ((*i)[2].str().find(" " + member + "(") != std::string::npos) names.insert((*i)[1]);
+    std::string line, name;
+    while (std::getline(file, line)) {
+        if (line.rfind("struct ", 0) == 0) name = line.substr(7, line.find_first_of(" :{;", 7) - 7);
+        if (line.rfind("};", 0) == 0) name.clear();
+        if (!name.empty() && line.find(" " + member + "(") != std::string::npos) names.insert(name);
+    }
     return names;
 }
