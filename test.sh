@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# ./test.sh [PRESET]: installs what is needed, builds, runs all tests. PRESET is release (default), debug, sanitize or clang.
+# ./test.sh [PRESET]: installs what is needed, builds, runs all tests. PRESET is release (default), debug, sanitize,
+# clang or valgrind.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -9,7 +10,8 @@ packages=(cmake g++ ninja-build libdnnl-dev zlib1g-dev libturbojpeg0-dev libjpeg
 case $preset in
     release | debug | sanitize) ;;
     clang) packages+=(clang libomp-dev) ;;
-    *) echo "test.sh: no preset $preset: release, debug, sanitize or clang" >&2; exit 2 ;;
+    valgrind) packages+=(valgrind) ;;
+    *) echo "test.sh: no preset $preset: release, debug, sanitize, clang or valgrind" >&2; exit 2 ;;
 esac
 tools/install_packages.sh "${packages[@]}"
 
