@@ -10,9 +10,10 @@ struct state {
     std::string sae, activations, out;
 };
 
-void run(const state& s, const CLI::App& sub) {
+void run(state& s, const CLI::App& sub) {
     prepare_folder_of(s.out);
     const auto sae = psae::read_sae(s.sae);
+    s.images.take_layer(psae::read_sae_origin(s.sae));
     const psae::cpu device(s.common.threads);
     std::vector<float> data;
     std::vector<std::int32_t> indices;

@@ -201,7 +201,8 @@ void describe_pictures(const std::string& path, const common_options& common, js
 
 void run(const std::string& given, const common_options& common) {
     const fs::path path(given);
-    if (!fs::exists(path)) throw psae::error("no such file or directory", given);
+    const char* known = "a model, an SAE, a run, .npy, .npz, .safetensors, a picture, a folder of them, .csv or .tsv";
+    if (!fs::exists(path)) throw psae::error("no such file or directory", given, fmt::format("expected {}", known));
     const auto extension = psae::detail::lower_case(path.extension().string());
     json_object out;
     std::string line;
@@ -222,6 +223,8 @@ void run(const std::string& given, const common_options& common) {
     } else if (fs::is_directory(path / "checkpoint")) {
         throw psae::error("run has no SAE yet", given, "expected cfg.json and sae_weights.safetensors",
                           "end the run, or go on with train --resume");
+    } else if (fs::is_regular_file(path) && (extension == ".json" || extension == ".jsonl" || extension == ".pt")) {
+        throw psae::error("this kind of file is not known", given, fmt::format("expected {}", known));
     } else {
         describe_pictures(given, common, out);
     }

@@ -34,8 +34,9 @@ void write_grids(const state& s, const psae::cpu& device, const psae::sae_weight
     }
 }
 
-void run(const state& s) {
+void run(state& s) {
     const auto sae = psae::read_sae(s.sae);
+    s.images.take_layer(psae::read_sae_origin(s.sae));
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)
             throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, f));

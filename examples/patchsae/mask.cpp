@@ -32,6 +32,7 @@ std::size_t patch_number(const std::string& text, std::size_t grid) {
 
 void run(state& s) {
     const auto sae = psae::read_sae(s.sae);
+    s.images.take_layer(psae::read_sae_origin(s.sae));
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)
             throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, f));
@@ -96,9 +97,10 @@ void add_mask(CLI::App& app) {
                     "heat: brightness by strength, over the part the model sees; darken: PatchSAE's pictures, silent "
                     "patches dark, over the whole")
         ->check(CLI::IsMember({"heat", "darken"}));
-    sub->add_option("--out", s->out, "directory to write")->required();
+    sub->add_option("--out", s->out, "directory to write; needed by --latent");
     sub->callback([s, sub] {
         if (s->latents.empty() && s->patch.empty()) throw CLI::RequiredError("--latent or --patch");
+        if (!s->latents.empty() && s->out.empty()) throw CLI::RequiredError("--out");
         run(*s);
         if (!s->latents.empty()) save_configuration(*sub, s->out);
     });

@@ -61,7 +61,15 @@ void image_options::add_to(CLI::App& app, bool model_required) {
     app.add_option("--alpha", alpha, "transparency: blended over white, or dropped")
         ->check(CLI::IsMember({"white", "drop"}));
     app.add_flag("--strict", strict, "stop at the first unreadable picture");
-    app.add_option("--layer", layer, "index into hidden_states, negative from the end");
+    layer_option_ = app.add_option("--layer", layer,
+                                   "index into hidden_states, negative from the end; where an SAE is given, its own "
+                                   "layer unless this says otherwise");
+}
+
+void image_options::take_layer(const psae::sae_origin& origin) {
+    if (!origin.layer || layer_option_ == nullptr || layer_option_->count() > 0) return;
+    layer = *origin.layer;
+    layer_option_->default_str(std::to_string(layer));
 }
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,

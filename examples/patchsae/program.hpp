@@ -43,7 +43,12 @@ struct image_options {
     bool none_allowed = false;  // no option: that none of the pictures can be read is no error
     long layer = -2;
     void add_to(CLI::App& app, bool model_required = true);
+    // Where --layer is not given: the layer that an SAE says it was trained on.
+    void take_layer(const psae::sae_origin& origin);
     psae::alpha_mode alpha_mode() const { return alpha == "drop" ? psae::alpha_mode::drop : psae::alpha_mode::white; }
+
+private:
+    CLI::Option* layer_option_ = nullptr;
 };
 
 // A subcommand whose --help ends with an example.

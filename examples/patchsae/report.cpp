@@ -1,4 +1,3 @@
-#include <charconv>
 #include <tuple>
 
 #include <psae/attribution/report.hpp>
@@ -18,7 +17,6 @@ struct state {
     std::string run, latents, out;
     std::size_t count = 48, top = 8;
     std::vector<std::size_t> chosen;
-    bool layer_given = false;
 };
 
 // The fields of a JSON object as names and values; those of an object in it as outer.inner.
@@ -120,27 +118,23 @@ void add_latents_of(const state& s, const psae::sae_weights& sae, image_options 
 
 void run(state& s) {
     const auto sae = psae::read_sae(s.run);
-    const auto directory = std::filesystem::is_directory(s.run) ? std::filesystem::path(s.run)
-                                                                : std::filesystem::path(s.run).parent_path();
+    const auto directory = psae::sae_directory(s.run);
     s.run = directory.string();
+    if (!s.latents.empty() && !std::filesystem::exists(std::filesystem::path(s.latents) / "latents.npz"))
+        throw psae::error("there is no summary of latents", s.latents, "expected a directory with latents.npz",
+                          "patchsae latents writes it");
+    if (!s.images.model.empty() && !std::filesystem::is_directory(s.images.model))
+        throw psae::error("no such directory", s.images.model, "expected a Hugging Face CLIP directory");
     if (s.latents.empty() && std::filesystem::exists(directory / "latents"))
         s.latents = (directory / "latents").string();
     if (s.out.empty()) s.out = (directory / "report.html").string();
     prepare_folder_of(s.out);
 
     const auto configuration = psae::read_json(directory / "cfg.json");
-    const std::string where = (directory / "cfg.json").string();
     image_options images = s.images;
-    if (const auto* metadata = psae::find_member(configuration, "metadata");
-        metadata != nullptr && metadata->IsObject()) {
-        if (images.model.empty()) images.model = psae::json_string(*metadata, "model_name", "", where);
-        const std::string hook = psae::json_string(*metadata, "hook_name", "", where), prefix = "hidden_states.";
-        if (!s.layer_given && hook.starts_with(prefix)) {
-            const char *begin = hook.data() + prefix.size(), *end = hook.data() + hook.size();
-            if (std::from_chars(begin, end, images.layer).ptr != end)
-                throw psae::error("hooked layer is not a number", where + ", key hook_name", "found " + hook);
-        }
-    }
+    const auto origin = psae::read_sae_origin(directory);
+    if (images.model.empty()) images.model = origin.model;
+    images.take_layer(origin);
     psae::report page;
     page.title =
         directory.filename().empty() ? directory.parent_path().filename().string() : directory.filename().string();
@@ -189,7 +183,6 @@ void add_report(CLI::App& app) {
     sub->add_option("--top", s->top, "images a latent")->check(CLI::Range(0, 100));
     sub->add_option("--out", s->out, "file to write (default: report.html in the run's directory)");
     sub->callback([s, sub] {
-        s->layer_given = sub->count("--layer") > 0;
         run(*s);
         save_configuration(*sub, s->out);
     });

@@ -1,4 +1,6 @@
 #include <cstdio>
+#include <limits>
+#include <optional>
 
 #include <unistd.h>
 #include <zlib.h>
@@ -88,10 +90,10 @@ void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, cons
     std::filesystem::create_directories(s.out);
     save_configuration(sub, s.out);
 
-    psae::step_metrics m;
+    std::optional<psae::step_metrics> last;
     {
         progress bar("steps", training.steps);
-        m = run.run(rows.source, s.images.model, s.images.layer, interrupted, [&](const auto& now) {
+        last = run.run(rows.source, s.images.model, s.images.layer, interrupted, [&](const auto& now) {
             bar.show(now.steps_done,
                      fmt::format("  {:.4g} tokens/s  loss {:.4g}  L0 {:.1f}  explained {:.3f}  dead {:.1f}%",
                                  now.tokens_per_s, now.metrics.loss, now.metrics.l0, now.metrics.explained_variance,
@@ -101,6 +103,8 @@ void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, cons
     }
     psae::write_training_curves(s.out);
     const std::size_t steps = run.trainer().steps_done();
+    psae::step_metrics m = last.value_or(psae::step_metrics{});
+    if (!last) m.loss = m.l0 = m.explained_variance = m.dead_fraction = std::numeric_limits<double>::quiet_NaN();
     if (s.common.json)
         json_object{}
             .add("steps", steps)
@@ -112,6 +116,7 @@ void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, cons
             .add("interrupted", interrupted())
             .add("out", s.out)
             .print();
+    else if (!last) fmt::print("all {} steps were done before: {}\n", steps, s.out);
     else
         fmt::print("{} steps: loss {:.5g}, L0 {:.2f}, explained variance {:.4f}, dead {:.2f}%: {}\n", steps, m.loss,
                    m.l0, m.explained_variance, 100 * m.dead_fraction, s.out);

@@ -5,6 +5,7 @@
 //   worst.error < 1e-6, or worst.where says which element disagrees
 
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,8 @@
 namespace psae {
 
 struct gradient_disagreement {
-    double error = 0;  // |analytic - numeric| / (largest |numeric| of that parameter, at least 1e-3)
+    // |analytic - numeric| / (largest |numeric| of that parameter, at least 1e-3); infinite where one of them is no number
+    double error = 0;
     double analytic = 0, numeric = 0;
     std::string where;  // "W_enc[17]"
 };
@@ -64,11 +66,13 @@ requires std::is_invocable_r_v<double, Value> gradient_disagreement check_gradie
             const double below = value();
             p.data()[i] = original;
             numeric[i] = static_cast<T>((above - below) / (2 * step));
-            largest = std::max(largest, std::abs(static_cast<double>(numeric[i])));
+            const double size = std::abs(static_cast<double>(numeric[i]));
+            if (std::isfinite(size)) largest = std::max(largest, size);
         }
         for (std::size_t i = 0; i < p.size(); i += stride) {
-            const double error = std::abs(static_cast<double>(analytic[i] - numeric[i])) / largest;
-            if (!(error <= worst.error))
+            double error = std::abs(static_cast<double>(analytic[i] - numeric[i])) / largest;
+            if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
+            if (error > worst.error)
                 worst = {error, double(analytic[i]), double(numeric[i]),
                          std::string(name) + "[" + std::to_string(i) + "]"};
         }

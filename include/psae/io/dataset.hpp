@@ -223,7 +223,8 @@ inline image_list read_image_list(const std::filesystem::path& path, const list_
     image_list list;
     try {
         const std::string extension = detail::lower_case(path.extension().string());
-        if (!fs::exists(path)) throw error("no such file or folder", path.string());
+        if (!fs::exists(path))
+            throw error("no such file or folder", path.string(), "expected a folder, a .csv or .tsv, or a picture");
         if (fs::is_directory(path)) list = detail::list_folder(path, options);
         else if (extension == ".csv" || extension == ".tsv")
             list = detail::list_table(path, extension == ".csv" ? ',' : '\t', options);

@@ -2,7 +2,9 @@
 // A trained SAE on disk, in SAELens' layout: sae_weights.safetensors with W_enc [d_in, d_sae], W_dec [d_sae, d_in],
 // b_enc, b_dec, and cfg.json. In memory both matrices are [d_sae, d_in].
 
+#include <charconv>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,12 +76,43 @@ inline sae_description read_sae_description(const std::filesystem::path& path, b
 
 }  // namespace detail
 
+// The directory of an SAE that is given as one, or as its sae_weights.safetensors.
+inline std::filesystem::path sae_directory(const std::filesystem::path& given) {
+    if (std::filesystem::is_directory(given)) return given;
+    if (given.filename() == "sae_weights.safetensors" && std::filesystem::exists(given)) return given.parent_path();
+    throw error(std::filesystem::exists(given) ? "not an SAE" : "there is no SAE", given.string(),
+                "expected a directory with cfg.json and sae_weights.safetensors");
+}
+
+// Whose activations an SAE was trained on, as far as its cfg.json says: `model` may be empty, `layer` (a hidden_states
+// index) unknown.
+struct sae_origin {
+    std::string model;
+    std::optional<long> layer;
+};
+inline sae_origin read_sae_origin(const std::filesystem::path& given) {
+    const auto path = sae_directory(given) / "cfg.json";
+    const auto json = read_json(path);
+    sae_origin origin;
+    const auto* metadata = json.IsObject() ? find_member(json, "metadata") : nullptr;
+    if (metadata == nullptr || !metadata->IsObject()) return origin;
+    origin.model = json_string(*metadata, "model_name", "", path.string());
+    const std::string hook = json_string(*metadata, "hook_name", "", path.string()), prefix = "hidden_states.";
+    if (!hook.starts_with(prefix)) return origin;
+    const char *begin = hook.data() + prefix.size(), *end = hook.data() + hook.size();
+    long layer = 0;
+    if (std::from_chars(begin, end, layer).ptr != end)
+        throw error("hooked layer is not a number", path.string() + ", key hook_name", "found " + hook);
+    origin.layer = layer;
+    return origin;
+}
+
 // Reads a directory, or its sae_weights.safetensors. Codes that are rescaled by the decoder's norms (topk's
 // rescale_acts_by_decoder_norm) become plain ones: the encoder's rows are multiplied by the norms and the decoder's
 // divided by them. psae::error for architectures and options that are not supported, and for weights that are missing,
 // misshapen or not finite.
 inline sae_weights read_sae(const std::filesystem::path& given) {
-    const auto directory = std::filesystem::is_directory(given) ? given : given.parent_path();
+    const auto directory = sae_directory(given);
     bool rescaled = false;
     sae_weights s;
     static_cast<sae_description&>(s) = detail::read_sae_description(directory / "cfg.json", rescaled);
@@ -105,7 +138,8 @@ inline sae_weights read_sae(const std::filesystem::path& given) {
     return s;
 }
 
-// Writes sae_weights.safetensors and cfg.json; `model` and `layer` say whose activations it was trained on.
+// Writes sae_weights.safetensors and cfg.json; `model` and `layer` say whose activations it was trained on (nobody
+// knows where `model` is empty).
 inline void write_sae(const std::filesystem::path& directory, const sae_view& s, const std::string& model, long layer) {
     std::filesystem::create_directories(directory);
     {
@@ -131,10 +165,12 @@ inline void write_sae(const std::filesystem::path& directory, const sae_view& s,
         json.AddMember("k", rapidjson::Value(static_cast<std::uint64_t>(s.k)), a);
         json.AddMember("rescale_acts_by_decoder_norm", false, a);
     }
-    rapidjson::Value metadata(rapidjson::kObjectType);
-    metadata.AddMember("model_name", rapidjson::Value(model.c_str(), a), a);
-    metadata.AddMember("hook_name", rapidjson::Value(("hidden_states." + std::to_string(layer)).c_str(), a), a);
-    json.AddMember("metadata", metadata, a);
+    if (!model.empty()) {
+        rapidjson::Value metadata(rapidjson::kObjectType);
+        metadata.AddMember("model_name", rapidjson::Value(std::filesystem::absolute(model).c_str(), a), a);
+        metadata.AddMember("hook_name", rapidjson::Value(("hidden_states." + std::to_string(layer)).c_str(), a), a);
+        json.AddMember("metadata", metadata, a);
+    }
     write_text(directory / "cfg.json", to_text(json));
 }
 

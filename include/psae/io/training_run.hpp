@@ -141,15 +141,19 @@ public:
     void resume() { read_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity); }
 
     // Trains until all steps are done or stop() says so after a step; then writes a checkpoint and the SAE. A source is
-    // as activation_stream wants it. Returns the metrics of the last step. psae::error if the loss is no longer finite,
+    // as activation_stream wants it. Returns the metrics of the last step (none where all were done before). psae::error if the loss is no longer finite,
     // or what the source throws; the last checkpoint then stands.
     template <class Source>
-    step_metrics run(Source& source, const std::string& model, long layer, const std::function<bool()>& stop,
-                     const std::function<void(const progress&)>& after_step) {
+    std::optional<step_metrics> run(Source& source, const std::string& model, long layer,
+                                    const std::function<bool()>& stop,
+                                    const std::function<void(const progress&)>& after_step) {
         std::filesystem::create_directories(checkpoint_path().parent_path());
-        if (trainer_.steps_done() == 0) std::filesystem::remove(checkpoint_path());  // of a run that was here before
+        if (trainer_.steps_done() == 0)  // what a run left that was here before
+            for (const char* name : {"checkpoint/state.safetensors", "sae_weights.safetensors", "cfg.json", "loss.png",
+                                     "l0.png", "explained_variance.png", "dead.png"})
+                std::filesystem::remove(options_.directory / name);
         detail::step_log metrics_log(options_.directory / "metrics.jsonl", trainer_.steps_done());
-        step_metrics m;
+        std::optional<step_metrics> last;
         {
             activation_stream<Source> stream(source, options_.batch_tokens, options_.shuffled ? 4 : 1,
                                              options_.shuffled, options_.seed, trainer_.steps_done(), options_.steps);
@@ -157,7 +161,8 @@ public:
             double rate = 0;
             while (trainer_.steps_done() < options_.steps && !stop()) {
                 const auto x = stream.next();
-                m = trainer_.step(x);
+                const step_metrics& m = trainer_.step(x);
+                last = m;
                 auto fields = fields_of(m);
                 if (options_.resample_every > 0 && trainer_.steps_done() % options_.resample_every == 0)
                     fields.emplace_back("resampled", double(resample_dead(x)));
@@ -175,7 +180,7 @@ public:
                 write_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity);
         }
         write_sae(options_.directory, sae_view(sae_), model, layer);
-        return m;
+        return last;
     }
 
 private:
@@ -218,10 +223,7 @@ private:
         random_stream random(options_.seed ^ 0xBB67AE8584CAA73Bu, std::uint64_t{trainer_.steps_done()} << 24);
         const auto rows = draw_rows(resampling::anthropic, errors, dead.size(), random);
         resample(sae_, trainer_, dead, x, rows, resampling::anthropic);
-        trainer_.each_state([&](const auto& name, auto* data, std::size_t) {
-            if (std::string(name) == "since_fired")
-                for (const std::uint32_t f : dead) data[f] = 0;
-        });
+        trainer_.revive(dead);
         return dead.size();
     }
 

@@ -95,7 +95,7 @@ inline token_scale scale_of(const sae_description& sae, const float* x) {
 
 }  // namespace detail
 
-// Codes of rows x [n, d_in], in memory of the arena. psae::error if a value is not finite.
+// Codes of rows x [n, d_in], in memory of the arena. psae::error if a value or a code is not finite.
 inline codes_view<float> encode_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
                                      std::size_t n) {
     const std::size_t d = sae.d_in;
@@ -116,6 +116,12 @@ inline codes_view<float> encode_rows(const cpu& device, arena<>& scratch, const 
     if (sae.architecture == "topk")
         encode(own, scratch, z, input, n, d, sae.W_enc, sae.b_enc, sae.d_sae, top_k{sae.k}, nullptr);
     else encode(own, scratch, z, input, n, d, sae.W_enc, sae.b_enc, sae.d_sae, relu{}, nullptr);
+    for (std::size_t r = 0; r < n; ++r)
+        for (std::size_t i = z.offsets[r]; i < z.offsets[r + 1]; ++i)
+            if (!std::isfinite(z.value[i]))
+                throw error("code is not finite",
+                            "row " + std::to_string(r) + ", latent " + std::to_string(z.latent[i]), "",
+                            "the activations are too large for this SAE");
     return z;
 }
 

@@ -95,7 +95,7 @@ public:
         t.each_term([&](const char* name, double value) { report.terms.emplace_back(name, value); });
         if (!std::isfinite(report.loss))
             throw error("the loss is not finite", "training step " + std::to_string(step_), "",
-                        "look for NaN in the activations, or lower the learning rate");
+                        "look for NaN or rows of zeros in the activations, or lower the learning rate");
         count_activity(t, tokens, report);
         report.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
         factors_ = options_.optimiser.at(report.lr, step_ + 1);
@@ -110,6 +110,10 @@ public:
     // Tokens each latent fired for since the counts were last zeroed, and the number of tokens seen since then.
     const std::vector<std::uint64_t>& activation_count() const { return activation_count_; }
     std::uint64_t counted_tokens() const { return counted_tokens_; }
+    // Lets latents count as alive, as if they had just fired.
+    void revive(const std::vector<std::uint32_t>& latents) {
+        for (const std::uint32_t f : latents) since_fired_[f] = 0;
+    }
     std::size_t scratch_allocations() const { return scratch_.allocations(); }
 
     // Everything that a checkpoint holds beside the parameters: f(name, data, count) for each array.

@@ -1,5 +1,5 @@
 #pragma once
-// CLIP's preprocessing, equal to Hugging Face's CLIPImageProcessor: resize the shortest edge (Pillow's antialiased
+// CLIP's preprocessing, equal to Hugging Face's CLIPImageProcessor: resize the shortest edge (Pillow 11's antialiased
 // bicubic in 22-bit fixed point, horizontally then vertically, each pass rounded to bytes), centre crop, scale to [0,
 // 1], normalise.
 
