@@ -67,7 +67,7 @@ void aim_at(Variant& sae, const sizes& s) {
     if constexpr (requires { sae.k; }) {
         sae.k = s.l0;
     } else {
-        sae.ghost_gradients = false;
+        sae.dead_latents.enabled = false;
         if (s.l0 == 0) return;
         // Pre-activations are normal with deviation sqrt(2 d / latents): the bias that leaves the wanted share above 0.
         const double share = double(s.l0) / double(s.latents),

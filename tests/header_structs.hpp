@@ -1,5 +1,5 @@
 #pragma once
-// The structs of a header that have a certain member function, so that a test can insist on covering all of them.
+// The structs of a header that have (or inherit) a certain member function, so that a test can insist on covering all of them.
 
 #include <fstream>
 #include <set>
@@ -14,6 +14,10 @@ inline std::set<std::string> structs_with_member(const std::string& header, cons
     std::string line, name;
     while (std::getline(file, line)) {
         if (line.rfind("struct ", 0) == 0) name = line.substr(7, line.find_first_of(" :{;", 7) - 7);
+        const auto base = line.find(" : ");
+        if (!name.empty() && base != std::string::npos && line.rfind("struct ", 0) == 0 &&
+            names.contains(line.substr(base + 3, line.find(' ', base + 3) - base - 3)))
+            names.insert(name);
         if (line.rfind("};", 0) == 0) name.clear();
         if (!name.empty() && line.find(" " + member + "(") != std::string::npos) names.insert(name);
     }

@@ -163,12 +163,12 @@ void with_variant(state& s, CLI::App& sub, data<Source> rows) {
                               fmt::format("expected at most {}, found {}", latents, s.k));
         psae::topk<> sae(d, latents);
         sae.k = s.k;
-        if (s.dead_latents != "aux_k") sae.aux_weight = 0;
+        if (s.dead_latents != "aux_k") sae.dead_latents.weight = 0;
         train(s, sub, sae, rows, training);
     } else {
         psae::patchsae<> sae(d, latents);
         sae.lambda = static_cast<float>(s.l1);
-        sae.ghost_gradients = s.dead_latents == "ghost";
+        sae.dead_latents.enabled = s.dead_latents == "ghost";
         sae.error_over_norm = s.loss == "patchsae";
         train(s, sub, sae, rows, training);
     }

@@ -20,6 +20,8 @@
 #include <psae/io/safetensors.hpp>
 #include <psae/io/training_curves.hpp>
 
+#include "../difference.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -92,7 +94,7 @@ double difference(const psae::array& a, const psae::array& golden) {
         if (std::isnan(x[i]) != std::isnan(y[i])) return 1;
         if (std::isnan(x[i])) continue;
         largest = std::max(largest, std::abs(y[i]));
-        worst = std::max(worst, std::abs(x[i] - y[i]));
+        worst = worse(worst, std::abs(x[i] - y[i]));
     }
     return worst / largest;
 }

@@ -3,6 +3,8 @@
 
 #include <psae/expr/functors.hpp>
 
+#include "../difference.hpp"
+
 namespace {
 
 // The functor in float against its formula in double, relative to max(|x|, 1e-3); and its derivative in double against
@@ -12,11 +14,11 @@ void check_activation(const F& f, const Formula& formula) {
     double worst_value = 0, worst_slope = 0;
     for (double x = -30; x <= 30; x += 1.7e-3) {
         const double scale = std::max(std::abs(x), 1e-3), h = 1e-5;
-        worst_value = std::max(worst_value, std::abs(double(f.value(float(x))) - formula(double(float(x)))) / scale);
+        worst_value = worse(worst_value, std::abs(double(f.value(float(x))) - formula(double(float(x)))) / scale);
         worst_slope =
-            std::max(worst_slope, std::abs(f.derivative(x).d[0] - (formula(x + h) - formula(x - h)) / (2 * h)));
+            worse(worst_slope, std::abs(f.derivative(x).d[0] - (formula(x + h) - formula(x - h)) / (2 * h)));
         worst_slope =
-            std::max(worst_slope, 1e-3 * std::abs(f.derivative(x).d[0] - double(f.derivative(float(x)).d[0])));
+            worse(worst_slope, 1e-3 * std::abs(f.derivative(x).d[0] - double(f.derivative(float(x)).d[0])));
     }
     CHECK(worst_value < 5e-7);
     CHECK(worst_slope < 2e-9);

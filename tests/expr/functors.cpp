@@ -67,6 +67,11 @@ TEST_CASE("values and derivatives of all functors") {
     check(
         "minimum", minimum{}, [](auto a, auto b) { return std::fmin(a, b); }, -2, 2);
     check(
+        "hyperbolic_tangent", hyperbolic_tangent{1.5},
+        [](auto a) { return std::expm1(3 * a) / (std::expm1(3 * a) + 2); }, -3, 3);
+    check(
+        "rectifier", rectifier{}, [](auto a) { return std::fmax(a, decltype(a)(0)); }, -2, 2);
+    check(
         "quick_gelu", quick_gelu{}, [](auto x) { return x / (1 + std::exp(-decltype(x)(1.702) * x)); }, -4, 4);
     check(
         "gelu", gelu{}, [](auto x) { return x * std::erfc(-x * decltype(x)(0.70710678118654752)) / 2; }, -3, 3);

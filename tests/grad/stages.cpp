@@ -8,6 +8,7 @@ using namespace psae;
 namespace {
 
 constexpr double weights[latents] = {0.5, 2, 1, 3, 0.7, 1.5, 1, 0.2, 2.5};
+constexpr double bounds[latents] = {0.1, -0.2, 0.3, 0, -0.1, 0.2, 0.5, -0.4, 0.15};
 constexpr std::uint32_t some[4] = {1, 3, 4, 8};
 constexpr std::size_t four = 4;
 
@@ -30,8 +31,12 @@ TEST_CASE("every activation of the encoder, on all latents and on some") {
     check("top_k", top_k{3});
     check("weighted_top_k", weighted_top_k<double>{{3}, weights, true});
     check("weighted_top_k", weighted_top_k<double>{{3}, weights, false});
+    check("batch_top_k", batch_top_k{2.5});
+    check("weighted_batch_top_k", weighted_batch_top_k<double>{{2.5}, weights});
+    check("above", above<double>{bounds});
+    check("below", below<double>{bounds});
     CHECK(checked ==
-          structs_with_member("stage/encode.hpp", "active"));  // a new activation is checked above, or this fails
+          structs_with_member("stage/activation.hpp", "active"));  // a new activation is checked above, or this fails
 }
 
 TEST_CASE("weighted top-k keeps what ranks highest, and its plain value") {

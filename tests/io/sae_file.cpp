@@ -9,22 +9,13 @@
 #include <psae/io/numpy.hpp>
 #include <psae/io/sae_file.hpp>
 
+#include "../difference.hpp"
+
 using namespace psae;
 
 namespace {
 
 const std::filesystem::path formats = std::filesystem::path(PSAE_GOLDEN_DIR) / "formats";
-
-double difference(const std::vector<float>& got, const std::vector<float>& want) {
-    REQUIRE(got.size() == want.size());
-    double worst = 0, largest = 0;
-    for (std::size_t i = 0; i < got.size(); ++i) {
-        const double d = std::abs(double(got[i]) - double(want[i]));
-        worst = d <= worst ? worst : d;
-        largest = std::max(largest, std::abs(double(want[i])));
-    }
-    return worst / largest;
-}
 
 std::vector<float> dense(const codes_view<float>& z) {
     std::vector<float> x(z.tokens * z.latents);
@@ -45,10 +36,10 @@ TEST_CASE("SAELens' SAEs give its codes and reconstructions") {
         const auto sae = read_sae(formats / "saelens" / name);
         arena<> scratch;
         const auto z = encode_rows(device, scratch, sae, x.data(), 5);
-        CHECK(difference(dense(z), to_floats(expected.at(name + "_z"))) < 1e-5);
+        CHECK(relative_difference(dense(z), to_floats(expected.at(name + "_z"))) < 1e-5);
         std::vector<float> x_hat(x.size());
         decode_rows(device, sae, z, x.data(), x_hat.data());
-        CHECK(difference(x_hat, to_floats(expected.at(name + "_x_hat"))) < 1e-5);
+        CHECK(relative_difference(x_hat, to_floats(expected.at(name + "_x_hat"))) < 1e-5);
     }
 }
 

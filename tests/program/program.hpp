@@ -23,6 +23,8 @@
 #include <psae/io/json.hpp>
 #include <psae/io/numpy.hpp>
 
+#include "../difference.hpp"
+
 namespace program {
 
 namespace fs = std::filesystem;
@@ -125,19 +127,6 @@ inline std::string refused(const std::vector<std::string>& arguments, int code =
     CHECK(count_lines(r.err) == 1);
     CHECK(r.err.starts_with("patchsae: error: "));
     return r.err;
-}
-
-// Largest |a - b| over the largest |b|.
-template <class A, class B>
-double difference(const A& a, const B& b) {
-    REQUIRE(a.size() == b.size());
-    double largest = 0, worst = 0;
-    for (std::size_t i = 0; i < b.size(); ++i) {
-        const double d = std::abs(double(a[i]) - double(b[i]));
-        worst = d <= worst ? worst : d;  // a NaN difference is kept
-        largest = std::max(largest, std::abs(double(b[i])));
-    }
-    return largest == 0 ? worst : worst / largest;
 }
 
 inline std::vector<float> floats(const fs::path& npz, const std::string& name) {

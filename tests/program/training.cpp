@@ -137,14 +137,11 @@ TEST_CASE("train follows the reference's trajectories, Adam's moments included")
                 };
                 const auto ours = [&](const std::string& tensor) { return state.read(tensor, state.at(tensor).shape); };
                 const auto parameter = ours(name), expected = in_our_layout(get(prefix + name + "_f64"));
-                double worst = 0;
-                for (std::size_t i = 0; i < expected.size(); ++i)
-                    worst = std::max(worst, double(std::abs(parameter[i] - expected[i])));
-                CHECK(worst < 2e-5);
+                CHECK(largest_difference(parameter, expected) < 2e-5);
                 // Moments are sums of gradients, to which the forward pass's tolerances apply.
                 const double tolerance = ghost ? 2.9e-4 : 2e-5;
-                CHECK(difference(ours("adam_m." + name), in_our_layout(get(prefix + "m_" + name))) < tolerance);
-                CHECK(difference(ours("adam_v." + name), in_our_layout(get(prefix + "v_" + name))) < tolerance);
+                CHECK(relative_difference(ours("adam_m." + name), in_our_layout(get(prefix + "m_" + name))) < tolerance);
+                CHECK(relative_difference(ours("adam_v." + name), in_our_layout(get(prefix + "v_" + name))) < tolerance);
             }
             const auto since = get("since_fired"), loss = get("loss"), rate = get("lr"), dead = get("dead");
             const auto ours = state.read<std::uint32_t>("since_fired", {64});
@@ -252,8 +249,8 @@ TEST_CASE("the number of threads changes weights by rounding only") {
         run_well(with(train_arguments(work, std::string("t") + threads, "100"), {std::string("--threads=") + threads}));
     const auto one = psae::read_sae(work / "t1"), two = psae::read_sae(work / "t2");
     // docs/program.md states this tolerance.
-    CHECK(difference(two.W_enc, one.W_enc) < 1e-4);
-    CHECK(difference(two.W_dec, one.W_dec) < 1e-4);
+    CHECK(relative_difference(two.W_enc, one.W_enc) < 1e-4);
+    CHECK(relative_difference(two.W_dec, one.W_dec) < 1e-4);
 }
 
 TEST_CASE("runs that cannot be resumed say why in one line") {

@@ -1,12 +1,17 @@
 #pragma once
-// Reading golden arrays into the layouts of the library, and comparing with a tolerance relative to the largest value.
+// Golden arrays in the layouts of the library, and a variant evaluated on them.
 
 #include <cmath>
 #include <map>
 #include <string>
 #include <vector>
 
+#include <catch2/catch.hpp>
+
 #include <psae/io/numpy.hpp>
+#include <psae/psae.hpp>
+
+#include "../difference.hpp"
 
 namespace golden {
 
@@ -24,28 +29,79 @@ inline std::vector<float> transposed(const std::vector<float>& x, std::size_t ro
     return y;
 }
 
-// Largest |a - b| over the largest |b|.
-template <class A, class B>
-double difference(const A& a, const B& b) {
-    double largest = 0, worst = 0;
-    for (std::size_t i = 0; i < b.size(); ++i) {
-        largest = std::max(largest, std::abs(double(b[i])));
-        const double d = std::abs(double(a[i]) - double(b[i]));
-        worst = d <= worst ? worst : d;  // a NaN difference is kept
-    }
-    return largest == 0 ? worst : worst / largest;
-}
-
-// Fills the parameters of a variant from arrays W_enc [d, F], b_enc, `decoder` [F, d], b_dec.
+// Fills the parameters of a variant from the arrays of their names: W_enc [d, F], `decoder` [F, d], ...
 template <class Variant>
 void set_parameters(Variant& sae, const arrays& a, const std::string& decoder = "W_dec",
                     const std::string& prefix = "") {
-    const std::size_t d = sae.inputs(), latents = sae.latents();
-    const auto copy = [](auto& p, const std::vector<float>& from) { std::copy(from.begin(), from.end(), p.data()); };
-    copy(sae.W_enc, transposed(floats(a, prefix + "W_enc"), d, latents));
-    copy(sae.b_enc, floats(a, prefix + "b_enc"));
-    copy(sae.W_dec, floats(a, prefix + decoder));
-    copy(sae.b_dec, floats(a, prefix + "b_dec"));
+    sae.each_parameter([&](const std::string& name, auto& p) {
+        auto from = floats(a, prefix + (name == "W_dec" ? decoder : name));
+        if (name == "W_enc") from = transposed(from, sae.inputs(), sae.latents());
+        REQUIRE(from.size() == p.size());
+        std::copy(from.begin(), from.end(), p.data());
+    });
+}
+
+inline std::vector<std::uint32_t> indices(const std::vector<float>& mask) {
+    std::vector<std::uint32_t> out;
+    for (std::size_t i = 0; i < mask.size(); ++i)
+        if (mask[i] != 0) out.push_back(static_cast<std::uint32_t>(i));
+    return out;
+}
+
+struct evaluation {
+    double loss;
+    std::map<std::string, double> terms;
+    std::map<std::string, std::vector<float>> gradients;
+    std::vector<float> z, x_hat;  // dense
+};
+
+// Loss, terms, gradients, codes and reconstruction of a variant on tokens [n, d_in] (with targets [n, d_out]).
+template <class Variant>
+evaluation evaluate(Variant& sae, const std::vector<float>& x, const std::vector<std::uint32_t>& dead,
+                    const float* weights = nullptr, const std::vector<float>& y = {}) {
+    using namespace psae;
+    cpu device;
+    arena<> scratch;
+    tape<cpu> t(device, scratch, mode::train);
+    t.form = codes_form::entries;
+    sae.each_parameter([&](const char*, auto& p) { t.collect(p); });
+    const std::size_t n = x.size() / sae.inputs(), dead_count = dead.size();
+    const view<const float, shape<dyn, dyn>> tokens{x.data(), shape<dyn, dyn>{n, sae.inputs()}},
+        targets{y.data(), shape<dyn, dyn>{n, y.size() / n}};
+    const training_state now{{dead.data(), &dead_count}, dead_count > 0, weights, 0, 0, random_stream(0)};
+    const auto loss = [&] {
+        if constexpr (requires { sae.loss(t.input(tokens), t.input(targets), now); })
+            return sae.loss(t.input(tokens), t.input(targets), now);
+        else return sae.loss(t.input(tokens), now);
+    }();
+    t.run();
+    backward(t, loss);
+    evaluation r{double(loss.load(position{})), {}, {}, std::vector<float>(n * sae.latents()), {}};
+    t.each_term([&](const char* name, double value) { r.terms[name] = value; });
+    sae.each_parameter([&](const char* name, auto& p) {
+        r.gradients[name].resize(p.size());
+        read_gradient(p, r.gradients[name].data());
+        p.gradient = nullptr;
+    });
+    const auto& codes = *static_cast<const codes_record<float>*>(t.main_codes);
+    const auto& z = codes.entries;
+    for (std::size_t token = 0; token < n; ++token)
+        for (std::size_t i = z.offsets[token]; i < z.offsets[token + 1]; ++i)
+            r.z[token * z.latents + z.latent[i]] = z.value[i];
+    const float* x_hat = static_cast<const float*>(t.reconstruction);
+    r.x_hat.assign(x_hat, x_hat + n * sae.outputs());
+    if constexpr (requires { sae.after_step(codes); }) sae.after_step(codes);
+    return r;
+}
+
+template <class Variant>
+void check_gradients(Variant& sae, const evaluation& r, const arrays& want, double tolerance) {
+    sae.each_parameter([&](const std::string& name, auto&) {
+        INFO(name);
+        auto wanted = floats(want, "grad_" + name + "_f64");
+        if (name == "W_enc") wanted = transposed(wanted, sae.inputs(), sae.latents());
+        CHECK(relative_difference(r.gradients.at(name), wanted) < tolerance);
+    });
 }
 
 }  // namespace golden

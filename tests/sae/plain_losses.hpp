@@ -76,7 +76,7 @@ inline matrix difference(const matrix& a, const matrix& b) {
 template <class Sae>
 double loss(const Sae& live, const Sae& held, const matrix& x, const std::vector<std::uint32_t>& dead,
             const std::vector<float>& weights) requires requires {
-    live.ghost_gradients;
+    live.dead_latents.enabled;
 }
 {
     const std::size_t n = x.size(), d = live.inputs();
@@ -89,7 +89,7 @@ double loss(const Sae& live, const Sae& held, const matrix& x, const std::vector
         for (double v : row) l1 += live.lambda * v / double(n);
     const double mse = mean(make(
         n, d, [&](std::size_t t, std::size_t c) { return M[t][c] * (weights.empty() ? 1.0 : double(weights[t])); }));
-    if (!live.ghost_gradients || dead.empty()) return mse + l1;
+    if (!live.dead_latents.enabled || dead.empty()) return mse + l1;
 
     const matrix held_x_hat = decoded(held, relu(pre_activations(held, x)), true), r = difference(x, held_x_hat),
                  held_M = scaled_error(held_x_hat);
@@ -152,15 +152,16 @@ double loss(const psae::topk<d_in, d_sae, double, form>& live, const psae::topk<
         for (const auto& row : z) fires = fires || row[f] > 0;
         if (form != topk_form::dictionary_learning || !fires) meant.push_back(f);
     }
-    const std::size_t aux_k = live.aux_k > 0 ? live.aux_k : d_in / 2;
+    const std::size_t aux_k = live.dead_latents.k > 0 ? live.dead_latents.k : d_in / 2;
     matrix a = top(pre_activations(live, x), aux_k, rank,
                    [&](std::size_t f) { return std::count(meant.begin(), meant.end(), f) > 0; });
     if (!saelens) a = relu(a);
     const matrix revived = decoded(live, a, form != topk_form::dictionary_learning);
-    if (saelens) return mse + live.aux_weight * std::min(1.0, double(meant.size()) / double(aux_k)) * S(revived, r);
+    if (saelens)
+        return mse + live.dead_latents.weight * std::min(1.0, double(meant.size()) / double(aux_k)) * S(revived, r);
     const matrix target = make(
         r.size(), d_in, [&](std::size_t t, std::size_t c) { return r[t][c] + (openai ? held.b_dec.data()[c] : 0); });
-    return mse + live.aux_weight * std::min<double>(1, double(meant.size())) * S(revived, target) / V(target);
+    return mse + live.dead_latents.weight * std::min<double>(1, double(meant.size())) * S(revived, target) / V(target);
 }
 
 }  // namespace plain

@@ -51,10 +51,10 @@ TEST_CASE("resampling equals the reference's routines") {
         resample(sae, run, dead, tokens, rows, how);
 
         const auto after = [&](const char* name) { return golden::floats(golden_arrays, kind + "_after_" + name); };
-        CHECK(golden::difference(sae.W_enc.value, golden::transposed(after("W_enc"), 16, 64)) < 2e-6);
-        CHECK(golden::difference(sae.b_enc.value, after("b_enc")) == 0);
-        CHECK(golden::difference(sae.W_dec.value, after("W_dec")) < 2e-6);
-        CHECK(golden::difference(sae.b_dec.value, after("b_dec")) == 0);
+        CHECK(relative_difference(sae.W_enc.value, golden::transposed(after("W_enc"), 16, 64)) < 2e-6);
+        CHECK(relative_difference(sae.b_enc.value, after("b_enc")) == 0);
+        CHECK(relative_difference(sae.W_dec.value, after("W_dec")) < 2e-6);
+        CHECK(relative_difference(sae.b_dec.value, after("b_dec")) == 0);
         each_moment(run, golden_arrays, kind + "_after_", [](const std::string& name, auto* data, const auto& want) {
             INFO(name);
             for (std::size_t i = 0; i < want.size(); ++i) CHECK(float(data[i]) == want[i]);

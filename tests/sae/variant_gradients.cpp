@@ -58,11 +58,11 @@ void check_topk() {
     fixture<topk<d, latents, double, form>> f;
     f.sae.k = f.held.k = 4;
     // The auxiliary term as strong as the other, and rows of other lengths than 1.
-    f.sae.aux_weight = f.held.aux_weight = 0.8;
+    f.sae.dead_latents.weight = f.held.dead_latents.weight = 0.8;
     for (std::size_t i = 0; i < latents; ++i)
         for (std::size_t c = 0; c < d; ++c) f.sae.W_dec.value(i, c) *= 0.5 + 0.1 * double(i);
-    SECTION("fewer dead latents than aux_k") { f.sae.aux_k = f.held.aux_k = 5; }
-    SECTION("more dead latents than aux_k") { f.sae.aux_k = f.held.aux_k = 2; }
+    SECTION("fewer dead latents than aux_k") { f.sae.dead_latents.k = f.held.dead_latents.k = 5; }
+    SECTION("more dead latents than aux_k") { f.sae.dead_latents.k = f.held.dead_latents.k = 2; }
     SECTION("no dead latents") { f.dead.clear(); }
     f.check();
 }
@@ -72,7 +72,7 @@ void check_topk() {
 TEST_CASE("PatchSAE: gradients") {
     fixture<patchsae<d, latents, double>> f;
     f.sae.lambda = 0.03;
-    SECTION("without ghost gradients") { f.sae.ghost_gradients = false; }
+    SECTION("without ghost gradients") { f.sae.dead_latents.enabled = false; }
     SECTION("no dead latents") { f.dead.clear(); }
     SECTION("ghost gradients") {}
     SECTION("ghost gradients and weights of tokens") { f.weights = {2.5f, 1, 1, 2.5f, 1, 1, 2.5f, 1, 1}; }

@@ -32,7 +32,7 @@ outcome sweep(Model& sae, const tensor<double, shape<dyn, d>>& x, codes_form for
     t.run();
     backward(t, loss);
     const auto& z = *static_cast<const codes_record<double>*>(t.main_codes);
-    outcome o{z.dense, loss.load(position{}), {z.fired, z.fired + sae.latents()}, {}};
+    outcome o{z.dense(), loss.load(position{}), {z.fired, z.fired + sae.latents()}, {}};
     sae.each_parameter([&](const char* name, auto& p) {
         o.gradients[name].resize(p.size());
         read_gradient(p, o.gradients[name].data());
@@ -86,7 +86,9 @@ TEST_CASE("codes: PatchSAE in both forms, with tiles kept and made again") {
     const std::uint32_t dead[2] = {5, 149};
     const std::size_t count = 2;
     f.sae.b_enc.value[5] = f.sae.b_enc.value[149] = -9;
-    const auto loss = [&](auto x) { return f.sae.loss(x, training_state{{dead, &count}, true, nullptr}); };
+    const auto loss = [&](auto x) {
+        return f.sae.loss(x, training_state{{dead, &count}, true, nullptr, 0, 0, random_stream(0)});
+    };
     const auto entries = sweep(f.sae, f.x, codes_form::entries, loss),
                tiles = sweep(f.sae, f.x, codes_form::tiles, loss);
     CHECK(!entries.dense);
@@ -118,6 +120,59 @@ TEST_CASE("codes: two decoders of one matrix read the same tiles") {
         return mean(square(first - x)) + mean(square(second) * abs(x));
     };
     check_forms(f, loss);
+}
+
+TEST_CASE("codes: codes made from codes, and numbers by latent") {
+    fixture f;
+    const auto loss = [&](auto x) {
+        auto& s = f.sae;
+        auto slope = evaluate(on_tape_of(x, exp(s.b_enc)));
+        auto first = encode(x - s.b_dec, s.W_enc, s.b_enc, relu{});
+        auto z = evaluate(map(rectifier{}, slope * (first - 0.3) + s.b_enc));
+        auto norms = row_norms(x, s.W_dec);
+        return mean(square(decode(z, s.W_dec, s.b_dec) - x)) + mean(square(decode(first, s.W_dec))) +
+               mean_over_tokens(sum(square(z) * norms)) + mean_over_tokens(sum(first * slope));
+    };
+    check_forms(f, loss);
+}
+
+namespace {
+
+// The variants whose codes can be tiles, beside their entries.
+template <class Variant>
+void check_variant(Variant&& sae) {
+    random_stream random(3);
+    sae.initialise(random);
+    for (double& v : sae.b_enc.value) v = 0.1 * random.normal();
+    for (double& v : sae.b_dec.value) v = 0.1 * random.normal();
+    tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
+    for (double& v : x) v = random.normal();
+    const std::uint32_t dead[2] = {5, 149};
+    const std::size_t count = 2;
+    const training_state now{{dead, &count}, true, nullptr, 0, 0, random_stream(0)};
+    const auto loss = [&](auto input) { return sae.loss(input, now); };
+    const auto entries = sweep(sae, x, codes_form::entries, loss), tiles = sweep(sae, x, codes_form::tiles, loss);
+    CHECK(!entries.dense);
+    CHECK(tiles.dense);
+    check_equal(entries, tiles);
+    check_equal(tiles, sweep(sae, x, codes_form::tiles, loss, std::size_t{1} << 20));
+}
+
+}  // namespace
+
+TEST_CASE("codes: variants in both forms") {
+    check_variant(standard<d, latents, double>());
+    check_variant(standard<d, latents, double, tanh_penalty>());
+    jump_relu<d, latents, double, jump_relu_form::saelens_step> step;
+    jump_relu<d, latents, double, jump_relu_form::saelens_tanh> tanh;
+    jump_relu<d, latents, double, jump_relu_form::dictionary_learning> target;
+    step.window = tanh.window = target.window = 0.3;  // wider than the thresholds
+    step.pre_act_weight = tanh.pre_act_weight = 0.1;
+    check_variant(std::move(step));
+    check_variant(std::move(tanh));
+    check_variant(std::move(target));
+    check_variant(gated<d, latents, double, gated_form::saelens>());
+    check_variant(gated<d, latents, double, gated_form::paper>());
 }
 
 TEST_CASE("codes: what needs a later stage keeps the entries") {

@@ -13,6 +13,8 @@
 #include <psae/stage/patch_embedding.hpp>
 #include <psae/stage/reduce.hpp>
 
+#include "../difference.hpp"
+
 namespace psae {
 
 template <class T, class Shape>
@@ -61,19 +63,6 @@ double gradient_error(const Result& result, Parameter&... p) {
     const auto worst = check_gradients(model, loss, std::as_const(zero).view(), 1, 1e-5);
     UNSCOPED_INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
     return worst.error;
-}
-
-// The largest difference, relative to the largest expected value, or to `least` where that is larger.
-template <class A, class B>
-double relative_difference(const A& got, const B& want, double least = 0) {
-    double worst = 0, largest = least;
-    REQUIRE(got.size() == want.size());
-    for (std::size_t i = 0; i < got.size(); ++i) {
-        const double difference = std::abs(double(got.data()[i]) - double(want.data()[i]));
-        worst = difference <= worst ? worst : difference;  // a NaN stays
-        largest = std::max(largest, std::abs(double(want.data()[i])));
-    }
-    return worst / largest;
 }
 
 // Runs a stage at once and copies its result. `result(zero)` as above.

@@ -6,22 +6,13 @@
 #include <psae/io/numpy.hpp>
 #include <psae/vit/load_clip.hpp>
 
+#include "../difference.hpp"
+
 using namespace psae;
 
 namespace {
 
 const std::filesystem::path directory = std::filesystem::path(PSAE_GOLDEN_DIR) / "clip_tiny";
-
-double difference(const std::vector<float>& got, const std::vector<float>& want) {
-    double worst = 0, largest = 0;
-    REQUIRE(got.size() == want.size());
-    for (std::size_t i = 0; i < got.size(); ++i) {
-        const double d = std::abs(double(got[i]) - double(want[i]));
-        worst = d <= worst ? worst : d;
-        largest = std::max(largest, std::abs(double(want[i])));
-    }
-    return worst / largest;
-}
 
 // Random weights by name, of the size that keeps activations near 1.
 struct random_weights {
@@ -138,7 +129,7 @@ void check_short_weights(const Round& round, double tolerance) {
     };
     const auto of_narrow = embeds(narrow);
     CHECK(of_narrow == embeds(wide));
-    const double rounding = difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
+    const double rounding = relative_difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
     CHECK(rounding < tolerance);
     CHECK(rounding > 1e-5);  // the weights were rounded indeed
     std::filesystem::remove_all(folder);
@@ -158,22 +149,22 @@ TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
     tower->embed(device, scratch, pixels.data(), images, x.data());
     for (std::size_t layer = 0;; ++layer) {
         INFO("hidden state " << layer);
-        CHECK(difference(x, {states.begin() + std::ptrdiff_t(layer * size),
+        CHECK(relative_difference(x, {states.begin() + std::ptrdiff_t(layer * size),
                              states.begin() + std::ptrdiff_t((layer + 1) * size)}) < tolerance);
-        if (tower->hidden_index(-2) == layer) CHECK(difference(x, golden("tap")) < tolerance);
+        if (tower->hidden_index(-2) == layer) CHECK(relative_difference(x, golden("tap")) < tolerance);
         if (layer == tower->layers()) break;
         tower->run(device, scratch, x.data(), images, layer, layer + 1);
     }
     tower->project(device, scratch, x.data(), images, embeds.data(), false);
-    CHECK(difference(embeds, golden("image_embeds_raw")) < tolerance);
+    CHECK(relative_difference(embeds, golden("image_embeds_raw")) < tolerance);
     tower->project(device, scratch, x.data(), images, embeds.data(), true);
-    CHECK(difference(embeds, golden("image_embeds")) < tolerance);
+    CHECK(relative_difference(embeds, golden("image_embeds")) < tolerance);
 
     auto replaced = golden("tap_replacement");
     tower->run(device, scratch, replaced.data(), images, tower->hidden_index(-2), tower->layers());
-    CHECK(difference(replaced, golden("replaced_last_hidden")) < tolerance);
+    CHECK(relative_difference(replaced, golden("replaced_last_hidden")) < tolerance);
     tower->project(device, scratch, replaced.data(), images, embeds.data(), true);
-    CHECK(difference(embeds, golden("replaced_image_embeds")) < tolerance);
+    CHECK(relative_difference(embeds, golden("replaced_image_embeds")) < tolerance);
 
     CHECK(tower->hidden_index(0) == 0);
     CHECK_THROWS_AS(tower->hidden_index(5), error);
@@ -233,7 +224,7 @@ TEST_CASE("a block in train mode gives what it gives in infer mode, and needs no
         CHECK(v.adjoint->written);
         if (step == 1) after_two = scratch.allocations();
     }
-    CHECK(difference(trained, inferred) < 1e-6);
+    CHECK(relative_difference(trained, inferred) < 1e-6);
     CHECK(scratch.allocations() == after_two);
 }
 

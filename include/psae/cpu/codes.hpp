@@ -3,7 +3,10 @@
 // gradients. Every sum is taken in a fixed order (a token's entries by latent, a latent's entries by token).
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <numeric>
+#include <utility>
 
 #include <psae/core/arena.hpp>
 #include <psae/cpu/backend.hpp>
@@ -22,6 +25,25 @@ void each_token(cpu& device, std::size_t tokens, const F& f) {
         for (std::size_t t = b * token_block; t < std::min(tokens, (b + 1) * token_block); ++t) f(t);
     });
 }
+
+// sums[j] += what add(token, share) adds to share[j], over all tokens; in blocks of tokens, whose shares are added in
+// order. sums, share: [count].
+template <class T, class Add>
+void add_tile_column_sums(cpu& device, arena<>& scratch, T* sums, std::size_t tokens, std::size_t count,
+                          const Add& add) {
+    const auto mark = scratch.position();
+    constexpr std::size_t block = 64;
+    const std::size_t blocks = (tokens + block - 1) / block;
+    T* partial = scratch.allocate<T>(blocks * count);
+    device.parallel_for(blocks, [&](std::size_t b) {
+        T* share = partial + b * count;
+        std::fill_n(share, count, T(0));
+        for (std::size_t t = b * block; t < std::min(tokens, (b + 1) * block); ++t) add(t, share);
+    });
+    for (std::size_t b = 0; b < blocks; ++b)
+        for (std::size_t j = 0; j < count; ++j) sums[j] += partial[b * count + j];
+    scratch.release_to(mark);
+}
 }  // namespace detail
 
 // out[t] = sum over the entries of token t of e. out: [n, 1].
@@ -30,7 +52,7 @@ void codes_sums(cpu& device, T* out, const codes_view<T>& z, const E& e) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         T sum = 0;
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
-            sum += e.load(codes_position<T>{t, z.latent[i], z.value[i]});
+            sum += e.load(codes_position<T>{t, z.latent[i], z.value[i], i});
         out[t] = sum;
     });
 }
@@ -43,8 +65,8 @@ void codes_sums(cpu& device, T* out, const codes_tile<T>& z, const E& e) {
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (std::size_t j = 0; j < z.count; ++j) {
-            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j]}));
-            sum += value[j] != 0 ? term : T(0);
+            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
+            sum += z.has(value[j]) ? term : T(0);
         }
         out[t] = z.first == 0 ? sum : out[t] + sum;
     });
@@ -63,27 +85,16 @@ void multiply_by_derivative(cpu& device, T* g, const codes_view<T>& z, const Act
 template <class T, class Activation>
 void multiply_by_derivative(cpu& device, arena<>& scratch, T* g, T* sums, const codes_tile<T>& z,
                             const Activation& activation) {
-    const auto mark = scratch.position();
-    constexpr std::size_t block = 64;
-    const std::size_t blocks = (z.tokens + block - 1) / block;
-    T* partial = scratch.allocate<T>(blocks * z.count);
-    device.parallel_for(blocks, [&](std::size_t b) {
-        T* sum = partial + b * z.count;
-        std::fill_n(sum, z.count, T(0));
-        for (std::size_t t = b * block; t < std::min(z.tokens, (b + 1) * block); ++t) {
-            const T* value = z.value + t * z.count;
-            T* own = g + t * z.count;
+    std::fill_n(sums, z.count, T(0));
+    detail::add_tile_column_sums(device, scratch, sums, z.tokens, z.count, [&](std::size_t t, T* sum) {
+        const T* value = z.value + t * z.count;
+        T* own = g + t * z.count;
 #pragma omp simd
-            for (std::size_t j = 0; j < z.count; ++j) {
-                own[j] = value[j] != 0 ? own[j] * activation.derivative(value[j]) : T(0);
-                sum[j] += own[j];
-            }
+        for (std::size_t j = 0; j < z.count; ++j) {
+            own[j] = z.has(value[j]) ? own[j] * activation.derivative(value[j]) : T(0);
+            sum[j] += own[j];
         }
     });
-    std::fill_n(sums, z.count, T(0));
-    for (std::size_t b = 0; b < blocks; ++b)
-        for (std::size_t j = 0; j < z.count; ++j) sums[j] += partial[b * z.count + j];
-    scratch.release_to(mark);
 }
 
 // out[i] (+)= e at entry i. out: [nnz].
@@ -91,7 +102,7 @@ template <class T, class E>
 void codes_assign(cpu& device, T* out, const codes_view<T>& z, const E& e, write mode) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
-            const T value = e.load(codes_position<T>{t, z.latent[i], z.value[i]});
+            const T value = e.load(codes_position<T>{t, z.latent[i], z.value[i], i});
             out[i] = mode == write::add ? out[i] + value : value;
         }
     });
@@ -106,21 +117,39 @@ void codes_assign(cpu& device, T* out, const codes_tile<T>& z, const E& e, write
         if (mode == write::overwrite) std::fill_n(own, z.count, T(0));
 #pragma omp simd
         for (std::size_t j = 0; j < z.count; ++j) {
-            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j]}));
-            own[j] += value[j] != 0 ? term : T(0);
+            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
+            own[j] += z.has(value[j]) ? term : T(0);
         }
     });
 }
 
-// out[t, :] = bias + sum over entries of weight[i] * W[latent[i], :]; bias may be null. out: [n, d]. weights: [nnz].
+namespace detail {
+
+// The entries of token t whose latents are in the range: first and end.
+template <class T>
+std::pair<std::size_t, std::size_t> entries_of(const codes_view<T>& z, std::size_t t, const latent_range& range) {
+    const std::size_t first = z.offsets[t], end = z.offsets[t + 1];
+    if (range.is_everything()) return {first, end};
+    const auto place = [&](std::size_t latent) {
+        return static_cast<std::size_t>(std::lower_bound(z.latent + first, z.latent + end, latent) - z.latent);
+    };
+    return {place(range.first), range.end == latent_range::unbounded ? end : place(range.end)};
+}
+
+}  // namespace detail
+
+// out[t, :] = bias + sum over entries of weight[i] * W[latent[i], :], for latents in the range; bias may be null. out:
+// [n, d]. weights: [nnz].
 template <class T>
 void sparse_decode(cpu& device, T* out, const codes_view<T>& z, const T* weights, const T* W, const T* bias,
-                   std::size_t d) {
+                   std::size_t d, latent_range range = {}) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         T* row = out + t * d;
         for (std::size_t c = 0; c < d; ++c) row[c] = bias == nullptr ? T(0) : bias[c];
-        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
+        const auto [first, end] = detail::entries_of(z, t, range);
+        for (std::size_t i = first; i < end; ++i) {
             const T w = weights[i];
+            if (w == 0) continue;
             const T* source = W + z.latent[i] * d;
 #pragma omp simd
             for (std::size_t c = 0; c < d; ++c) row[c] += w * source[c];
@@ -131,35 +160,95 @@ void sparse_decode(cpu& device, T* out, const codes_view<T>& z, const T* weights
 // out[i] (+)= <G[token of i, :], W[latent[i], :]>: the adjoint of sparse_decode with respect to the values. G: [n, d].
 template <class T>
 void sparse_decode_adjoint(cpu& device, T* out, const codes_view<T>& z, const T* G, const T* W, std::size_t d,
-                           write mode) {
+                           write mode, latent_range range = {}) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         const T* g = G + t * d;
-        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
+        if (mode == write::overwrite) std::fill(out + z.offsets[t], out + z.offsets[t + 1], T(0));
+        const auto [first, end] = detail::entries_of(z, t, range);
+        for (std::size_t i = first; i < end; ++i) {
             const T* w = W + z.latent[i] * d;
             T dot = 0;
 #pragma omp simd reduction(+ : dot)
             for (std::size_t c = 0; c < d; ++c) dot += g[c] * w[c];
-            out[i] = mode == write::add ? out[i] + dot : dot;
+            out[i] += dot;
         }
     });
 }
 
-// Adds e over the entries to leaf[0] (one number), leaf[token] (one per token) or leaf[latent] (one per latent).
-// Sequential: what broadcasts over codes is small.
+// norms[r] = Euclidean norm of row r of W. W: [rows, d].
+template <class T>
+void row_norms(cpu& device, T* norms, const T* W, std::size_t rows, std::size_t d) {
+    constexpr std::size_t block = 256;
+    device.parallel_for((rows + block - 1) / block, [&](std::size_t b) {
+        for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) {
+            const T* w = W + r * d;
+            T squares = 0;
+#pragma omp simd reduction(+ : squares)
+            for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
+            norms[r] = std::sqrt(squares);
+        }
+    });
+}
+
+// out[i] = z.value[i] for the k largest values of each token (of equal ones those that stand first), by weight[f] *
+// value unless weight is null, else 0.
+template <class T>
+void keep_strongest(cpu& device, arena<>& scratch, T* out, const codes_view<T>& z, std::size_t k, const T* weight) {
+    const auto rank = [&](std::size_t i) { return weight == nullptr ? z.value[i] : weight[z.latent[i]] * z.value[i]; };
+    const auto mark = scratch.position();
+    auto* order = scratch.allocate<std::size_t>(z.entries());
+    detail::each_token(device, z.tokens, [&](std::size_t t) {
+        std::size_t *own = order + z.offsets[t], *end = order + z.offsets[t + 1];
+        std::iota(own, end, z.offsets[t]);
+        std::size_t* last = own + std::min<std::size_t>(k, static_cast<std::size_t>(end - own));
+        if (last != end)
+            std::nth_element(own, last, end, [&](std::size_t a, std::size_t b) {
+                return rank(a) > rank(b) || (rank(a) == rank(b) && a < b);
+            });
+        for (const std::size_t* i = own; i != end; ++i) out[*i] = i < last ? z.value[*i] : T(0);
+    });
+    scratch.release_to(mark);
+}
+
+// leaf[place(token, latent)] += e over all entries. Sequential: several entries may have one place.
 template <class T, class E, class Place>
-void codes_scatter(T* leaf, std::size_t count, const codes_view<T>& z, const E& e, write mode, const Place& place) {
-    if (mode == write::overwrite) std::fill(leaf, leaf + count, T(0));
+void add_at_places(T* leaf, const codes_view<T>& z, const E& e, const Place& place) {
     for (std::size_t t = 0; t < z.tokens; ++t)
         for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
-            leaf[place(t, z.latent[i])] += e.load(codes_position<T>{t, z.latent[i], z.value[i]});
+            leaf[place(t, z.latent[i])] += e.load(codes_position<T>{t, z.latent[i], z.value[i], i});
 }
 template <class T, class E, class Place>
-void codes_scatter(T* leaf, std::size_t count, const codes_tile<T>& z, const E& e, write mode, const Place& place) {
-    if (mode == write::overwrite) std::fill(leaf, leaf + count, T(0));
+void add_at_places(T* leaf, const codes_tile<T>& z, const E& e, const Place& place) {
     for (std::size_t t = 0; t < z.tokens; ++t)
         for (std::size_t j = 0; j < z.count; ++j)
-            if (const T value = z.value[t * z.count + j]; value != 0)
-                leaf[place(t, z.first + j)] += e.load(codes_position<T>{t, z.first + j, value});
+            if (const T value = z.value[t * z.count + j]; z.has(value))
+                leaf[place(t, z.first + j)] += e.load(codes_position<T>{t, z.first + j, value, t * z.count + j});
+}
+
+// leaf[f] += sum over the entries of latent f of e. leaf: [d_sae].
+template <class T, class E>
+void add_latent_sums(cpu& device, arena<>&, T* leaf, const codes_view<T>& z, const E& e) {
+    device.parallel_for((z.latents + detail::latent_block - 1) / detail::latent_block, [&](std::size_t b) {
+        for (std::size_t f = b * detail::latent_block; f < std::min(z.latents, (b + 1) * detail::latent_block); ++f) {
+            T sum = 0;
+            for (std::size_t j = z.latent_offsets[f]; j < z.latent_offsets[f + 1]; ++j) {
+                const std::size_t i = z.entry_by_latent[j];
+                sum += e.load(codes_position<T>{z.token_by_latent[j], f, z.value[i], i});
+            }
+            leaf[f] += sum;
+        }
+    });
+}
+template <class T, class E>
+void add_latent_sums(cpu& device, arena<>& scratch, T* leaf, const codes_tile<T>& z, const E& e) {
+    detail::add_tile_column_sums(device, scratch, leaf + z.first, z.tokens, z.count, [&](std::size_t t, T* sum) {
+        const T* value = z.value + t * z.count;
+#pragma omp simd
+        for (std::size_t j = 0; j < z.count; ++j) {
+            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
+            sum[j] += z.has(value[j]) ? term : T(0);
+        }
+    });
 }
 
 // sums[f] = sum over the entries of latent f of weights. sums: [d_sae].
@@ -200,16 +289,17 @@ void weighted_row_sum(cpu& device, arena<>& scratch, T* out, const T* weight, co
     scratch.release_to(mark);
 }
 
-// row += what the dense part and the outer-product shares of a gradient say of row f, the shares in the order they were
-// recorded. row: [cols].
+// row += what the parts of a gradient say of row f, shares in the order they were recorded. row: [cols].
 template <class T>
 void add_gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t cols, T* row) {
     if (g.written)
         for (std::size_t c = 0; c < cols; ++c) row[c] += g.data[f * cols + c];
     for (const outer_product<T>* p = g.products; p != nullptr; p = p->next) {
+        if (!p->range.has(f)) continue;
         const codes_view<T>& z = *p->codes;
         for (std::size_t j = z.latent_offsets[f]; j < z.latent_offsets[f + 1]; ++j) {
             const T w = p->weights[z.entry_by_latent[j]];
+            if (w == 0) continue;
             if (p->rows == nullptr) {
                 row[0] += w;
             } else {
@@ -218,6 +308,13 @@ void add_gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t
                 for (std::size_t c = 0; c < cols; ++c) row[c] += w * source[c];
             }
         }
+    }
+    for (const row_multiples<T>* m = g.multiples; m != nullptr; m = m->next) {
+        if (!m->slope->written || m->divisor[f] == 0) continue;
+        const T w = m->slope->data[f] / m->divisor[f];
+        const T* source = m->rows + f * cols;
+#pragma omp simd
+        for (std::size_t c = 0; c < cols; ++c) row[c] += w * source[c];
     }
 }
 
@@ -232,7 +329,7 @@ void gradient_row(const parameter_gradient<T>& g, std::size_t f, std::size_t col
 template <class T>
 void add_gradient_rows(cpu& device, const parameter_gradient<T>& g, std::size_t first, std::size_t count,
                        std::size_t cols, T* rows) {
-    if (!g.written && g.products == nullptr) return;
+    if (!g.written && g.products == nullptr && g.multiples == nullptr) return;
     constexpr std::size_t block = 32;
     device.parallel_for((count + block - 1) / block, [&](std::size_t b) {
         for (std::size_t r = b * block; r < std::min(count, (b + 1) * block); ++r)

@@ -11,6 +11,7 @@
 
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/gemm.hpp>
+#include <psae/stage/activation.hpp>
 
 namespace psae {
 
@@ -81,10 +82,12 @@ inline std::size_t encode_tile_latents(const cpu&, std::size_t tokens, std::size
 }
 
 // A dense tile of codes [tokens, count] of x [tokens, d] under an elementwise activation, 0 where a latent is not
-// active; fired[j] = for how many tokens latent j is, unless null. W: [count, d], b: [count].
-template <class T, class Activation>
+// active (unless the activation is `everywhere`); fired[j] = for how many tokens latent j is, unless null. W: [count,
+// d], b: [count]; column j is the latent latent_of(j).
+template <class T, class Activation, class LatentOf>
 void encode_tile(cpu& device, arena<>& scratch, T* tile, std::uint32_t* fired, const T* x, std::size_t tokens,
-                 std::size_t d, const T* W, const T* b, std::size_t count, const Activation& activation) {
+                 std::size_t d, const T* W, const T* b, std::size_t count, const Activation& activation,
+                 const LatentOf& latent_of) {
     gemm(device, false, true, tokens, count, d, T(1), x, d, W, d, T(0), tile, count);
     const auto mark = scratch.position();
     constexpr std::size_t block = 64;
@@ -98,8 +101,10 @@ void encode_tile(cpu& device, arena<>& scratch, T* tile, std::uint32_t* fired, c
 #pragma omp simd
             for (std::size_t j = 0; j < count; ++j) {
                 const T h = row[j] + b[j];
-                const bool is_active = activation.active(h);
-                row[j] = is_active ? activation.value(h) : T(0);
+                const bool is_active = detail::is_active(activation, h, latent_of(j));
+                row[j] = is_active || detail::is_everywhere<Activation>()
+                             ? detail::value_of(activation, h, latent_of(j))
+                             : T(0);
                 active[j] += is_active;
             }
         }
@@ -129,7 +134,8 @@ double active_share(cpu& device, arena<>& scratch, const T* x, std::size_t token
         some_b[j] = b[j * latents / columns];
     }
     encode_tile(device, scratch, tile, fired, static_cast<const T*>(some_x), rows, d, static_cast<const T*>(some_W),
-                static_cast<const T*>(some_b), columns, activation);
+                static_cast<const T*>(some_b), columns, activation,
+                [=](std::size_t j) { return j * latents / columns; });
     std::size_t active = 0;
     for (std::size_t j = 0; j < columns; ++j) active += fired[j];
     scratch.release_to(mark);
@@ -159,10 +165,9 @@ void add_latent_view(arena<>& scratch, codes_view<T>& z) {
 
 // Codes of x [tokens, d] under an elementwise activation: entries where activation.active(h), with activation.value(h).
 template <class T, class Activation>
-requires(!requires(Activation a) {
-    a.k;
-}) void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d,
-               const T* W, const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
+requires detail::elementwise<Activation>
+void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
+            const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
     struct piece {
         std::size_t* starts;  // [tokens + 1] of this chunk's entries
         std::uint32_t* latent;
@@ -182,7 +187,8 @@ requires(!requires(Activation a) {
             detail::each_token(device, tokens, [&](std::size_t t) {
                 const T* h = tile + t * count;
                 std::size_t active = 0;
-                for (std::size_t j = 0; j < count; ++j) active += activation.active(h[j] + bias[j]);
+                for (std::size_t j = 0; j < count; ++j)
+                    active += detail::is_active(activation, h[j] + bias[j], latent_of(j));
                 p->starts[t + 1] = active;
             });
             p->starts[0] = 0;
@@ -194,10 +200,10 @@ requires(!requires(Activation a) {
                 std::size_t place = p->starts[t];
                 if (place == p->starts[t + 1]) return;
                 detail::each_hit(
-                    count, [&](std::size_t j) { return activation.active(h[j] + bias[j]); },
+                    count, [&](std::size_t j) { return detail::is_active(activation, h[j] + bias[j], latent_of(j)); },
                     [&](std::size_t j) {
                         p->latent[place] = latent_of(j);
-                        p->value[place++] = activation.value(h[j] + bias[j]);
+                        p->value[place++] = detail::value_of(activation, h[j] + bias[j], latent_of(j));
                     });
             });
             *tail = p;
@@ -230,19 +236,16 @@ requires(!requires(Activation a) {
 // where it has one), ties to the lower latent; entries that activation.active refuses (values that a rectified top-k
 // sets to zero) are left out.
 template <class T, class Activation>
-requires requires(Activation a) { a.k; }
+requires detail::selects_per_token<Activation>
 void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
             const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
     struct candidate {
         T value;
         std::uint32_t latent;
     };
-    const auto rank = [&](T kept, std::uint32_t of) {
-        if constexpr (requires { activation.rank(kept, of); }) return activation.rank(kept, of);
-        else return kept;
-    };
-    const auto before = [&rank](const candidate& a, const candidate& c) {
-        const T ra = rank(a.value, a.latent), rc = rank(c.value, c.latent);
+    const auto before = [&](const candidate& a, const candidate& c) {
+        const T ra = detail::rank_of(activation, a.value, a.latent),
+                rc = detail::rank_of(activation, c.value, c.latent);
         return ra > rc || (ra == rc && a.latent < c.latent);
     };
     const std::size_t k = std::min(activation.k, among == nullptr ? latents : *among->count);
@@ -259,7 +262,7 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
         if (counts[t] >= k && k > 0) {
             counts[t] = k;
             const candidate& last = *std::max_element(own, own + k, before);
-            bounds[t] = rank(last.value, last.latent);
+            bounds[t] = detail::rank_of(activation, last.value, last.latent);
         }
     };
     T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
@@ -279,7 +282,8 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
                         count,
                         [&](std::size_t j) {
                             const T pre = h[j] + bias[j];
-                            return int{activation.active(pre)} & int{rank(activation.value(pre), latent_of(j)) > bound};
+                            return int{detail::is_active(activation, pre, latent_of(j))} &
+                                   int{detail::rank_of(activation, activation.value(pre), latent_of(j)) > bound};
                         },
                         [&](std::size_t j) {
                             own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
@@ -312,6 +316,99 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
+}
+
+// Codes of x under a top-k of the whole batch: the entries with the largest ranks, activation.batch_entries(tokens) of
+// them at most; of equal ones those of lower latents, then of earlier tokens. Returns the least rank kept (0 if none
+// was).
+template <class T, class Activation>
+requires detail::selects_per_batch<Activation> T encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x,
+                                                        std::size_t tokens, std::size_t d, const T* W, const T* b,
+                                                        std::size_t latents, const Activation& activation,
+                                                        const latent_set* among) {
+    struct candidate {
+        T rank, value;
+        std::uint32_t latent, token;
+    };
+    const auto before = [](const candidate& a, const candidate& c) {
+        if (a.rank != c.rank) return a.rank > c.rank;
+        return a.latent != c.latent ? a.latent < c.latent : a.token < c.token;
+    };
+    const std::size_t columns = among == nullptr ? latents : *among->count, chunk = detail::encode_chunk(tokens);
+    const std::size_t wanted = std::min(activation.batch_entries(tokens), tokens * columns);
+    // The candidates are cut down to those wanted when there are half as many again, so a chunk finds this much room.
+    auto* candidates = scratch.allocate<candidate>(wanted + wanted / 2 + tokens * std::min(chunk, columns));
+    auto* starts = scratch.allocate<std::size_t>(tokens + 1);
+    T* bias = scratch.allocate<T>(chunk);
+    std::size_t have = 0;
+    T bound = -std::numeric_limits<T>::infinity();  // nothing at or below it can still come in
+    const auto prune = [&] {
+        if (have <= wanted) return;
+        std::nth_element(candidates, candidates + wanted - 1, candidates + have, before);
+        have = wanted;
+        bound = candidates[wanted - 1].rank;
+    };
+    if (wanted > 0)
+        detail::each_encode_chunk(
+            device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
+                const auto latent_of = [&](std::size_t j) {
+                    return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+                };
+                for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
+                const auto comes_in = [&](std::size_t t, std::size_t j) {
+                    const T h = tile[t * count + j] + bias[j];
+                    return int{detail::is_active(activation, h, latent_of(j))} &
+                           int{detail::rank_of(activation, activation.value(h), latent_of(j)) > bound};
+                };
+                detail::each_token(device, tokens, [&](std::size_t t) {
+                    int number = 0;
+#pragma omp simd reduction(+ : number)
+                    for (std::size_t j = 0; j < count; ++j) number += comes_in(t, j);
+                    starts[t + 1] = static_cast<std::size_t>(number);
+                });
+                starts[0] = have;
+                for (std::size_t t = 0; t < tokens; ++t) starts[t + 1] += starts[t];
+                detail::each_token(device, tokens, [&](std::size_t t) {
+                    candidate* own = candidates + starts[t];
+                    detail::each_hit(
+                        count, [&](std::size_t j) { return comes_in(t, j); },
+                        [&](std::size_t j) {
+                            const T value = activation.value(tile[t * count + j] + bias[j]);
+                            *own++ = {detail::rank_of(activation, value, latent_of(j)), value, latent_of(j),
+                                      static_cast<std::uint32_t>(t)};
+                        });
+                });
+                have = starts[tokens];
+                if (have > wanted + wanted / 2) prune();
+            });
+    prune();
+
+    auto* offsets = scratch.allocate<std::size_t>(tokens + 2);
+    std::fill(offsets, offsets + tokens + 2, std::size_t{0});
+    for (std::size_t i = 0; i < have; ++i) ++offsets[candidates[i].token + 2];
+    for (std::size_t t = 2; t < tokens + 2; ++t) offsets[t] += offsets[t - 1];
+    auto* by_token = scratch.allocate<candidate>(have);
+    T least = have > 0 ? candidates[0].rank : T(0);
+    for (std::size_t i = 0; i < have; ++i) {
+        by_token[offsets[candidates[i].token + 1]++] = candidates[i];
+        least = std::min(least, candidates[i].rank);
+    }
+    auto* latent = scratch.allocate<std::uint32_t>(have);
+    auto* value = scratch.allocate<T>(have);
+    detail::each_token(device, tokens, [&](std::size_t t) {
+        std::sort(by_token + offsets[t], by_token + offsets[t + 1],
+                  [](const candidate& a, const candidate& c) { return a.latent < c.latent; });
+        for (std::size_t i = offsets[t]; i < offsets[t + 1]; ++i) {
+            latent[i] = by_token[i].latent;
+            value[i] = by_token[i].value;
+        }
+    });
+    z.tokens = tokens;
+    z.latents = latents;
+    z.offsets = offsets;
+    z.latent = latent;
+    z.value = value;
+    return least;
 }
 
 }  // namespace psae

@@ -147,6 +147,30 @@ private:
         return T(0.5) * (T(1) + fast_erf(x * T(0.70710678118654752)));
     }
 };
+// tanh(scale a).
+struct hyperbolic_tangent {
+    double scale = 1;
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return fast_tanh(T(scale) * a);
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        const T t = fast_tanh(T(scale) * a);
+        return {{T(scale) * (T(1) - t * t)}};
+    }
+};
+// max(a, 0), with derivative 0 at 0.
+struct rectifier {
+    template <class T>
+    PSAE_FN T value(T a) const {
+        return a > 0 ? a : T(0);
+    }
+    template <class T>
+    PSAE_FN partials<T, 1> derivative(T a) const {
+        return {{T(a > 0)}};
+    }
+};
 struct minimum {
     template <class T>
     PSAE_FN T value(T a, T b) const {

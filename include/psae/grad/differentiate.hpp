@@ -81,20 +81,21 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
     } else if (n.adjoint != nullptr) {
         const write how = n.adjoint->written ? write::add : write::overwrite;
         if constexpr (over_codes<N>) {
-            // In dense form the encoder has given the adjoint memory for the tile at hand.
-            if (!n.codes->dense) t.dense(*n.adjoint, n.codes->active);
-            with_form(*n.codes,
-                      [&](const auto& codes) { codes_assign(t.device(), n.adjoint->data, codes, cotangent, how); });
+            auto* data = n.gradient_data();
+            with_form(*n.codes, [&](const auto& codes) { codes_assign(t.device(), data, codes, cotangent, how); });
             n.adjoint->written = true;
         } else if constexpr (over_codes<G>) {
             using S = typename N::shape_type;
             auto* leaf = t.dense(*n.adjoint, n.size());
+            if (how == write::overwrite) std::fill_n(leaf, n.size(), 0);
             with_form(*detail::codes_of(cotangent), [&](const auto& codes) {
-                codes_scatter(leaf, n.size(), codes, cotangent, how,
-                              [cols = n.cols()](std::size_t token, std::size_t latent) -> std::size_t {
-                                  const std::size_t col = S::static_cols == 1 ? 0 : latent;
-                                  return S::rank > 1 ? token * cols + col : col;
-                              });
+                if constexpr (S::rank == 1 && S::static_cols != 1)
+                    add_latent_sums(t.device(), t.arena(), leaf, codes, cotangent);
+                else
+                    add_at_places(leaf, codes, cotangent, [cols = n.cols()](std::size_t token, std::size_t latent) {
+                        const std::size_t column = S::static_cols == 1 ? 0 : latent;
+                        return S::rank > 1 ? token * cols + column : column;
+                    });
             });
             n.adjoint->written = true;
         } else {

@@ -36,7 +36,18 @@ struct outer_product {
     const T* weights;  // [nnz], by entry
     const T* rows;     // [n, d] or null
     std::size_t columns;
+    latent_range range;  // f outside it has no share
     outer_product* next;
+};
+
+// A share of a weight gradient in proportion to the weights themselves, row by row: dW[f, :] = slope[f] / divisor[f] *
+// W[f, :]. It is the gradient of the rows' norms, with the norms as divisors; slope: their gradient, [rows].
+template <class T>
+struct row_multiples {
+    const gradient<T>* slope;
+    const T* divisor;
+    const T* rows;
+    row_multiples* next;
 };
 
 template <class T>
@@ -50,10 +61,11 @@ struct row_taker {
     void* self;
 };
 
-// The gradient of a parameter: a dense part and shares in outer-product form.
+// The gradient of a parameter: a dense part and shares that are never stored dense.
 template <class T>
 struct parameter_gradient : gradient<T> {
     outer_product<T>* products = nullptr;
+    row_multiples<T>* multiples = nullptr;
     const row_taker<T>* taker = nullptr;  // set by who wants rows early; there may be none that are early
     bool taken = false;                   // all rows went to the taker
     gradient<T> chunk;  // the rows of the chunk of latents at hand, while an encoder goes through tiles
@@ -65,19 +77,27 @@ struct parameter_gradient : gradient<T> {
 // token, as tiles that are made, used and made again in the backward sweep, and never in memory all at once.
 enum class codes_form { by_density, entries, tiles };
 
-// The codes of one encoder on a tape, in either form.
+// The places an encoder has chosen: what its codes, and others made from them, have in common.
+template <class T>
+struct codes_support {
+    bool dense = false;                           // known once the encoder has run
+    bool entries_needed = false;                  // by something that cannot take codes chunk by chunk
+    std::size_t stage = 0;                        // the number of the encoder on its tape
+    std::size_t tile_latents = 0;                 // of every tile but the last
+    parameter_gradient<T>* with_chunk = nullptr;  // parameters that get gradient rows from the tile at hand
+};
+
+// Codes on a tape, in either form.
 template <class T>
 struct codes_record {
+    codes_support<T>* support = nullptr;
     codes_view<T> entries;               // empty in dense form
     codes_tile<T> tile;                  // in dense form: the chunk at hand
-    bool dense = false;                  // known once the encoder has run
-    bool entries_needed = false;         // by something that reads the codes and cannot take them chunk by chunk
-    std::size_t stage = 0;               // the number of the encoder on its tape
     std::uint32_t* fired = nullptr;      // [d_sae]: for how many tokens each latent is active
-    std::size_t tokens = 0, active = 0;  // number of tokens, and of entries over all of them
-    std::size_t tile_latents = 0;        // of every tile but the last
-    parameter_gradient<T>* with_chunk = nullptr;  // parameters that get gradient rows from the tile at hand
+    std::size_t tokens = 0, active = 0;  // number of tokens, and of active latents over all of them
+    T least_rank = 0;                    // of a top-k over the whole batch: the rank of the last entry that came in
 
+    bool dense() const { return support->dense; }
     // Mean number of active latents per token.
     double l0() const { return tokens == 0 ? 0 : static_cast<double>(active) / static_cast<double>(tokens); }
 };
@@ -85,7 +105,7 @@ struct codes_record {
 // Calls f with the form the codes are in.
 template <class T, class F>
 void with_form(const codes_record<T>& z, const F& f) {
-    if (z.dense) f(z.tile);
+    if (z.dense()) f(z.tile);
     else f(z.entries);
 }
 
@@ -145,6 +165,11 @@ struct codes_variable {
     psae::gradient<T>* adjoint;  // on the same support: [nnz], or [n, count] for the tile at hand
     std::size_t tokens, latents;
 
+    // The memory of a gradient on this support: by entry, or of the tile at hand.
+    T* gradient_data() const {
+        return owner->dense(*adjoint,
+                            codes->dense() ? tokens * codes->support->tile_latents : codes->entries.entries());
+    }
     PSAE_FN shape_type shape() const { return shape_type{tokens, latents}; }
     template <class P>
     PSAE_FN T load(P p) const {
@@ -298,16 +323,24 @@ public:
     // Keeps a stage: an object with forward(tape&) and backward(tape&).
     template <class Entry>
     void record(Entry entry) {
+        ++recorded_;
         keep(entry, nullptr);
     }
     // Keeps a stage that reads codes. In dense form the encoder runs it, once for each tile. That takes that all its
     // other inputs are there when the encoder runs: `latest` is the number of the last stage that makes one of them.
     template <class T, class Entry>
     void record_reader(codes_record<T>& codes, std::size_t latest, Entry entry) {
-        if (codes.dense)
+        if (codes.dense())
             throw error("codes in dense form have gone by", "tape", "", "record what reads them before run()");
-        if (latest >= codes.stage) codes.entries_needed = true;
-        keep(entry, &codes.dense);
+        if (latest >= codes.support->stage) codes.support->entries_needed = true;
+        ++recorded_;
+        keep(entry, &codes.support->dense);
+    }
+    // Keeps a stage whose result is one row or number: it counts as there once its arguments are, and what reads it
+    // may still be run tile by tile.
+    template <class Entry>
+    void record_row(Entry entry) {
+        keep(entry, nullptr);
     }
 
     // Runs what has been recorded and not run yet.
@@ -322,14 +355,17 @@ public:
         for (link* l = last_; l != nullptr; l = l->previous)
             if (!by_tiles(l)) l->run_adjoint(l, *this);
     }
-    // What reads these codes, on their tile at hand: forwards in order, or adjoints in reverse.
+    // What reads codes of this support, on their tile at hand: forwards in order; or, once the tile
+    // has been made again, what follows from it (again(tape&) of a stage) and then adjoints in reverse.
     template <class T>
-    void run_readers(const codes_record<T>& codes) {
+    void run_readers(const codes_support<T>& codes) {
         for (link* l = first_; l != nullptr; l = l->next)
             if (l->reads_dense == &codes.dense) l->run(l, *this);
     }
     template <class T>
-    void run_reader_adjoints(const codes_record<T>& codes) {
+    void run_reader_adjoints(const codes_support<T>& codes) {
+        for (link* l = first_; l != nullptr; l = l->next)
+            if (l->reads_dense == &codes.dense && l->run_again != nullptr) l->run_again(l, *this);
         for (link* l = last_; l != nullptr; l = l->previous)
             if (l->reads_dense == &codes.dense) l->run_adjoint(l, *this);
     }
@@ -361,8 +397,8 @@ public:
     codes_form form = codes_form::by_density;
     std::size_t codes_memory = 0;
 
-    // The codes (a codes_record) of the first encoder and the first reconstruction decoded from them: what metrics
-    // speak of.
+    // What metrics speak of: the codes (a codes_record) that are decoded first, and what is decoded from them, unless
+    // the loss names another reconstruction.
     const void* main_codes = nullptr;
     const void* reconstruction = nullptr;
 
@@ -371,6 +407,7 @@ private:
         link *previous = nullptr, *next = nullptr;
         const bool* reads_dense = nullptr;  // whether the codes it reads are dense; null for what reads none
         void (*run)(link*, tape&) = nullptr;
+        void (*run_again)(link*, tape&) = nullptr;
         void (*run_adjoint)(link*, tape&) = nullptr;
     };
     template <class Entry>
@@ -388,7 +425,6 @@ private:
     template <class Entry>
     void keep(Entry& entry, const bool* reads_dense) {
         static_assert(std::is_trivially_destructible_v<Entry>, "psae: what a tape keeps lives in the arena");
-        ++recorded_;
         if (mode_ == mode::infer) {
             entry.forward(*this);
             return;
@@ -397,6 +433,8 @@ private:
         kept->previous = last_;
         kept->reads_dense = reads_dense;
         kept->run = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.forward(t); };
+        if constexpr (requires { entry.again(*this); })
+            kept->run_again = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.again(t); };
         kept->run_adjoint = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.backward(t); };
         if (last_ != nullptr) last_->next = kept;
         else first_ = kept;

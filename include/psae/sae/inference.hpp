@@ -21,11 +21,18 @@ namespace psae {
 //   constant_norm  x sqrt(d_in) / ||x||; back: y ||x|| / sqrt(d_in). A token of zeros stays as it is.
 enum class input_scaling { none, layer_norm, constant_norm };
 
+// How the codes z follow from the pre-activations h = x W_enc + b_enc (x centred or not), by SAELens' names:
+//   standard  ReLU(h)
+//   topk      ReLU(h), then the k largest
+//   jumprelu  h where it is above 0 and above the latent's threshold
+//   gated     ReLU(gate_scale * (h - b_enc) + gate_bias) where h > 0; b_enc is the bias of the gate
 struct sae_description {
-    std::string architecture = "standard";  // "standard" (ReLU) or "topk" (ReLU, then the k largest)
+    std::string architecture = "standard";
     std::size_t d_in = 0, d_sae = 0, k = 0;
     bool centred_input = true;  // b_dec is taken off the input before it is encoded
     input_scaling scaling = input_scaling::none;
+    std::vector<float> threshold;              // [d_sae], of jumprelu
+    std::vector<float> gate_scale, gate_bias;  // [d_sae], of gated
 };
 
 // W_enc, W_dec [d_sae, d_in] (rows are latents), b_enc [d_sae], b_dec [d_in].
@@ -41,14 +48,15 @@ struct sae_view : sae_description {
           b_enc(s.b_enc.data()),
           W_dec(s.W_dec.data()),
           b_dec(s.b_dec.data()) {}
-    // A variant whose codes are those of a standard or topk SAE.
+    // A variant, in its own description or else as a standard or topk SAE.
     template <class Variant>
     requires requires(const Variant& v) { v.inputs(), v.latents(), v.W_enc.data(); }
     explicit sae_view(const Variant& v)
         : W_enc(v.W_enc.data()), b_enc(v.b_enc.data()), W_dec(v.W_dec.data()), b_dec(v.b_dec.data()) {
         d_in = v.inputs();
         d_sae = v.latents();
-        if constexpr (requires { v.k; }) architecture = "topk", k = v.k;
+        if constexpr (requires { v.describe(*this); }) v.describe(*this);
+        else if constexpr (requires { v.k; }) architecture = "topk", k = v.k;
     }
 
     const float *W_enc, *b_enc, *W_dec, *b_dec;
@@ -73,6 +81,13 @@ void set_parameters(Variant& sae, const sae_weights& from, const std::string& wh
 }
 
 namespace detail {
+
+// The activation of a trained gated SAE.
+struct gate {
+    const float *gate_bias, *scale, *bias;
+    PSAE_FN float value(float h, std::size_t f) const { return scale[f] * (h - gate_bias[f]) + bias[f]; }
+    PSAE_FN bool active(float h, std::size_t f) const { return (h > 0) & (value(h, f) > 0); }
+};
 
 // x' = (x - shift) / divisor is what the SAE sees of a token; y' multiplier + shift takes its output back.
 struct token_scale {
@@ -113,9 +128,21 @@ inline codes_view<float> encode_rows(const cpu& device, arena<>& scratch, const 
     });
     codes_view<float> z;
     cpu own = device;
-    if (sae.architecture == "topk")
-        encode(own, scratch, z, input, n, d, sae.W_enc, sae.b_enc, sae.d_sae, top_k{sae.k}, nullptr);
-    else encode(own, scratch, z, input, n, d, sae.W_enc, sae.b_enc, sae.d_sae, relu{}, nullptr);
+    const auto encode_with = [&](const auto& activation) {
+        encode(own, scratch, z, static_cast<const float*>(input), n, d, sae.W_enc, sae.b_enc, sae.d_sae, activation,
+               nullptr);
+    };
+    if (sae.architecture == "topk") {
+        encode_with(top_k{sae.k});
+    } else if (sae.architecture == "jumprelu") {
+        float* floor = scratch.allocate<float>(sae.d_sae);
+        for (std::size_t f = 0; f < sae.d_sae; ++f) floor[f] = std::max(sae.threshold[f], 0.0f);
+        encode_with(above<float>{floor});
+    } else if (sae.architecture == "gated") {
+        encode_with(detail::gate{sae.b_enc, sae.gate_scale.data(), sae.gate_bias.data()});
+    } else {
+        encode_with(relu{});
+    }
     for (std::size_t r = 0; r < n; ++r)
         for (std::size_t i = z.offsets[r]; i < z.offsets[r + 1]; ++i)
             if (!std::isfinite(z.value[i]))

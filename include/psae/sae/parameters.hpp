@@ -1,6 +1,11 @@
 #pragma once
 // What a variant is built from: its parameters, and what the trainer tells its loss. A variant is a struct that derives
-// from sae_parameters and has `auto loss(auto x) const` or `auto loss(auto x, const training_state& now) const`.
+// from sae_parameters and has `auto loss(auto x) const` or `auto loss(auto x, const training_state& now) const`; one
+// whose target is not its input has `auto loss(auto x, auto y, const training_state& now) const`. Optional members:
+//   each_parameter(f)           where there are more parameters than those of sae_parameters
+//   after_step(codes_record)    learns of the codes of each step, such as a running threshold
+//   each_state(f)               f(name, data, count) for what after_step keeps, so that checkpoints hold it
+//   describe(sae_view&)         how the trained SAE encodes, where that is neither ReLU nor top-k (sae/inference.hpp)
 
 #include <cmath>
 
@@ -9,26 +14,28 @@
 
 namespace psae {
 
-// W_enc and W_dec [d_sae, d_in] (rows are latents), b_enc [d_sae], b_dec [d_in].
-template <std::size_t d_in = dyn, std::size_t d_sae = dyn, class T = float>
+// W_enc [d_sae, d_in] and W_dec [d_sae, d_out] (rows are latents), b_enc [d_sae], b_dec [d_out]. d_out is d_in but for
+// transcoders.
+template <std::size_t d_in = dyn, std::size_t d_sae = dyn, class T = float, std::size_t d_out = d_in>
 struct sae_parameters {
     using value_type = T;
-    using weight_shape = shape<d_sae, d_in>;
 
-    sae_parameters() requires(d_in != dyn && d_sae != dyn) = default;
-    sae_parameters(std::size_t inputs, std::size_t latents)
-        : W_enc(make<weight_shape>(latents, inputs)),
+    sae_parameters() requires(d_in != dyn && d_sae != dyn && d_out != dyn) = default;
+    sae_parameters(std::size_t inputs, std::size_t latents) : sae_parameters(inputs, latents, inputs) {}
+    sae_parameters(std::size_t inputs, std::size_t latents, std::size_t outputs)
+        : W_enc(make<shape<d_sae, d_in>>(latents, inputs)),
           b_enc(make<shape<d_sae>>(latents)),
-          W_dec(make<weight_shape>(latents, inputs)),
-          b_dec(make<shape<d_in>>(inputs)) {}
+          W_dec(make<shape<d_sae, d_out>>(latents, outputs)),
+          b_dec(make<shape<d_out>>(outputs)) {}
 
-    parameter<T, weight_shape> W_enc;
+    parameter<T, shape<d_sae, d_in>> W_enc;
     parameter<T, shape<d_sae>> b_enc;
-    parameter<T, weight_shape> W_dec;
-    parameter<T, shape<d_in>> b_dec;
+    parameter<T, shape<d_sae, d_out>> W_dec;
+    parameter<T, shape<d_out>> b_dec;
 
     std::size_t inputs() const { return W_enc.shape().extent(1); }
     std::size_t latents() const { return W_enc.shape().extent(0); }
+    std::size_t outputs() const { return W_dec.shape().extent(1); }
 
     // Calls f(name, parameter) for each, in the order files and optimisers keep.
     template <class F>
@@ -39,18 +46,26 @@ struct sae_parameters {
         f("b_dec", b_dec);
     }
 
-    // Both matrices uniform in +-sqrt(6 / fan) as kaiming_uniform_ draws them for [d_in, d_sae] and [d_sae, d_in],
+    // Both matrices uniform in +-sqrt(6 / fan) as kaiming_uniform_ draws them for [d_in, d_sae] and [d_sae, d_out],
     // decoder rows then scaled to unit norm; biases zero.
     void initialise(random_stream& random) {
-        const auto fill = [&](parameter<T, weight_shape>& p, std::size_t fan) {
+        const auto fill = [&](auto& p, std::size_t fan) {
             const T bound = std::sqrt(T(6) / static_cast<T>(fan));
             for (T& w : p.value) w = bound * (2 * static_cast<T>(random.uniform()) - 1);
         };
         fill(W_enc, latents());
-        fill(W_dec, inputs());
+        fill(W_dec, outputs());
         for (std::size_t f = 0; f < latents(); ++f) normalise_decoder_row(f);
     }
 
+    // The Euclidean norm of decoder row f.
+    T decoder_norm(std::size_t f) const {
+        const T* w = W_dec.data() + f * outputs();
+        T squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (std::size_t c = 0; c < outputs(); ++c) squares += w[c] * w[c];
+        return std::sqrt(squares);
+    }
     // Scales every decoder row to unit Euclidean norm; zero rows stay.
     template <class Backend>
     void normalise_decoder(const Backend& device) {
@@ -60,22 +75,21 @@ struct sae_parameters {
         });
     }
 
-private:
-    void normalise_decoder_row(std::size_t f) {
-        const std::size_t d = inputs();
-        T* w = W_dec.data() + f * d;
-        T squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
-        if (squares == 0) return;
-        const T n = std::sqrt(squares);
-#pragma omp simd
-        for (std::size_t c = 0; c < d; ++c) w[c] /= n;
-    }
+protected:
     template <class S>
     static S make(std::size_t first, std::size_t second = 1) {
         const std::size_t extents[2] = {first, second};
         return S::from_extents(extents);
+    }
+
+private:
+    void normalise_decoder_row(std::size_t f) {
+        const std::size_t d = outputs();
+        T* w = W_dec.data() + f * d;
+        const T n = decoder_norm(f);
+        if (n == 0) return;
+#pragma omp simd
+        for (std::size_t c = 0; c < d; ++c) w[c] /= n;
     }
 };
 
@@ -84,7 +98,25 @@ struct training_state {
     latent_set dead;  // latents that have not fired for `dead_after` steps, before this batch
     bool any_dead = false;
     const float* token_weights = nullptr;  // [n] or null: weight of each token's reconstruction error
+    std::size_t step = 0, steps = 0;       // steps done before this one, and the total where it is known
+    random_stream random{0};               // the same for every evaluation of this step's loss
 };
+
+// The mean over tokens of the squared distance of their rows.
+template <operand A, operand B>
+auto squared_error(const A& a, const B& b) {
+    return mean_over_tokens(sum(square(a - b)));
+}
+// The same beside that of the mean row, which is held constant.
+template <operand A, operand B>
+auto normalised_error(const A& a, const B& b) {
+    return squared_error(a, b) / stop_gradient(squared_error(column_means(b), b));
+}
+// A parameter as a constant.
+template <class T, class Shape, space Space>
+parameter_node<T, Shape, Space> frozen(const parameter<T, Shape, Space>& p) {
+    return {{p.data(), p.shape()}, nullptr};
+}
 
 namespace detail {
 

@@ -2,19 +2,19 @@
 // PatchSAE (arXiv 2412.05276): ReLU, L1, reconstruction error scaled by each token's norm, ghost gradients for dead
 // latents.
 
-#include <psae/sae/parameters.hpp>
+#include <psae/sae/dead_latents.hpp>
 
 namespace psae {
 
-template <std::size_t d_in = dyn, std::size_t d_sae = dyn, class T = float>
+template <std::size_t d_in = dyn, std::size_t d_sae = dyn, class T = float, class DeadLatents = ghost_gradients>
 struct patchsae : sae_parameters<d_in, d_sae, T> {
     using sae_parameters<d_in, d_sae, T>::sae_parameters;
     static constexpr const char* name = "relu";
     static constexpr bool unit_norm_decoder = true;
 
     T lambda = T(8e-5);
-    bool ghost_gradients = true;
     bool error_over_norm = true;  // PatchSAE's reconstruction error; otherwise the plain squared error
+    DeadLatents dead_latents{};
 
     // loss = mean M + lambda * mean over tokens of sum z + ghost, with M = (x_hat - x)^2 / ||x|| elementwise (the norm
     // of the token, not its square), or M = (x_hat - x)^2. x: [n, d_in].
@@ -24,9 +24,7 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
         auto M = square(x_hat - x) / stop_gradient(map(error_scale{error_over_norm}, norm(x)));
         auto mse = now.token_weights == nullptr ? term("mse", mean(M)) : term("mse", mean(M * weights(x, now)));
         auto l1 = term("l1", lambda * mean_over_tokens(sum(z)));
-        auto ghost =
-            ghost_gradients && now.any_dead ? term("ghost", ghost_term(x, x_hat, M, now)) : term("ghost", zero_like(x));
-        return mse + l1 + ghost;
+        return mse + l1 + dead_latents.loss(*this, x, x_hat, M, z, now);
     }
 
 private:
@@ -44,17 +42,6 @@ private:
     };
     static auto weights(auto x, const training_state& now) {
         return view<const float, shape<dyn, 1>>{now.token_weights, shape<dyn, 1>{x.rows()}};
-    }
-    // Lets the dead latents, under exp instead of ReLU, explain what the living ones leave: r = x - x_hat is held
-    // constant, g is scaled to half its length, and the term's value is scaled to that of the reconstruction error.
-    auto ghost_term(auto x, auto x_hat, auto M, const training_state& now) const {
-        auto r = stop_gradient(x - x_hat);
-        auto e = encode(x - this->b_dec, this->W_enc, this->b_enc, exponential_activation{}, now.dead);
-        auto g = decode(e, this->W_dec);
-        auto length_of_r = stop_gradient(norm(r));
-        auto scaled = g * stop_gradient(length_of_r / (T(1e-6) + 2 * norm(g)));
-        auto G = square(scaled - r) / length_of_r;
-        return mean(stop_gradient(M / (G + T(1e-6))) * G);
     }
 };
 

@@ -21,7 +21,8 @@ struct training_options {
     double lr = 4e-4;
     std::size_t warmup_steps = 500;
     psae::schedule schedule = psae::schedule::constant;
-    std::size_t steps = 0;  // the total, for schedules that end
+    std::size_t steps = 0;   // the total, for schedules that end
+    std::uint64_t seed = 0;  // of what a loss draws
     adam optimiser{};
     double clip_grad_norm = 0;            // over all parameters; 0: no clipping
     bool unit_norm_decoder = true;        // rows normalised before each step, gradients projected off their direction
@@ -61,6 +62,12 @@ public:
     // the length of decoder rows has changed then. The metrics are overwritten by the next step.
     template <class Shape>
     const step_metrics& step(view<const T, Shape> tokens, const float* token_weights = nullptr) {
+        return step(tokens, tokens, token_weights);
+    }
+    // The same for a variant that explains targets [n, d_out] by the tokens.
+    template <class Shape, class TargetShape>
+    const step_metrics& step(view<const T, Shape> tokens, view<const T, TargetShape> targets,
+                             const float* token_weights = nullptr) {
         step_metrics& report = report_;
         report.step = step_;
         report.terms.clear();  // keeps its memory
@@ -88,15 +95,20 @@ public:
             t.collect(p);
             if (options_.clip_grad_norm == 0) p.gradient->taker = &taker;
         });
-        const training_state now{{dead_.data(), &dead_count}, dead_count > 0, token_weights};
-        const auto loss = loss_of(t.input(tokens), now);
+        const training_state now{{dead_.data(), &dead_count},
+                                 dead_count > 0,
+                                 token_weights,
+                                 step_,
+                                 options_.steps,
+                                 random_stream(options_.seed, std::uint64_t{step_} << 24)};
+        const auto loss = loss_of(t.input(tokens), t.input(targets), now);
         t.run();
         report.loss = static_cast<double>(loss.load(position{}));
         t.each_term([&](const char* name, double value) { report.terms.emplace_back(name, value); });
         if (!std::isfinite(report.loss))
             throw error("the loss is not finite", "training step " + std::to_string(step_), "",
                         "look for NaN or rows of zeros in the activations, or lower the learning rate");
-        count_activity(t, tokens, report);
+        count_activity(t, targets, report);
         report.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
         factors_ = options_.optimiser.at(report.lr, step_ + 1);
         backward(t, loss);
@@ -132,11 +144,13 @@ public:
         f(std::string("counters"), counters_, std::size_t{2});
         step_ = counters_[0];
         counted_tokens_ = counters_[1];
+        if constexpr (requires { sae_.each_state(f); }) sae_.each_state(f);
     }
 
 private:
-    auto loss_of(auto x, const training_state& now) {
-        if constexpr (requires { sae_.loss(x, now); }) return sae_.loss(x, now);
+    auto loss_of(auto x, auto y, const training_state& now) {
+        if constexpr (requires { sae_.loss(x, y, now); }) return sae_.loss(x, y, now);
+        else if constexpr (requires { sae_.loss(x, now); }) return sae_.loss(x, now);
         else return sae_.loss(x);
     }
     // Gradients live in the arena, for one step, however it ends.
@@ -148,7 +162,7 @@ private:
     };
 
     template <class Tape, class Shape>
-    void count_activity(Tape& t, view<const T, Shape> tokens, step_metrics& report) {
+    void count_activity(Tape& t, view<const T, Shape> targets, step_metrics& report) {
         if (t.main_codes == nullptr) return;
         const auto& z = *static_cast<const codes_record<T>*>(t.main_codes);
         report.l0 = z.l0();
@@ -157,9 +171,10 @@ private:
             since_fired_[f] = z.fired[f] > 0 ? 0 : since_fired_[f] + 1;
         }
         counted_tokens_ += z.tokens;
+        if constexpr (requires { sae_.after_step(z); }) sae_.after_step(z);
         if (t.reconstruction == nullptr) return;
-        const std::size_t n = tokens.rows(), d = tokens.cols();
-        const view<const T, shape<dyn, dyn>> x{tokens.data, shape<dyn, dyn>{n, d}},
+        const std::size_t n = targets.rows(), d = targets.cols();
+        const view<const T, shape<dyn, dyn>> x{targets.data, shape<dyn, dyn>{n, d}},
             x_hat{static_cast<const T*>(t.reconstruction), shape<dyn, dyn>{n, d}};
         const auto mark = scratch_.position();
         T* mean = scratch_.template allocate<T>(d);

@@ -10,11 +10,13 @@
 
 namespace psae {
 
-// An entry of codes as a position of an expression: its token, its latent and the value that stands there.
+// An entry of codes as a position of an expression: its token, its latent, the value that stands there and its place
+// among all entries (or in the tile).
 template <class T>
 struct codes_position {
     std::size_t row, col;
     T value;
+    std::size_t entry;
 };
 
 // Trivially copyable; the memory belongs to whoever made it (the arena of a tape). n tokens, d_sae latents, nnz
@@ -33,11 +35,24 @@ struct codes_view {
     PSAE_FN std::size_t entries() const { return tokens == 0 ? 0 : offsets[tokens]; }
 };
 
-// A chunk of codes in dense form: the latents first .. first + count of all tokens, 0 where a latent is not active.
+// A chunk of codes in dense form: the latents first .. first + count of all tokens. A value of 0 is no entry, unless the
+// entries are everywhere.
 template <class T>
 struct codes_tile {
     std::size_t tokens = 0, first = 0, count = 0;
     const T* value = nullptr;  // [n, count]
+    bool everywhere = false;
+
+    PSAE_FN bool has(T v) const { return everywhere || v != 0; }
+};
+
+// The latents first .. end.
+struct latent_range {
+    static constexpr std::size_t unbounded = ~std::size_t{0};
+    std::size_t first = 0, end = unbounded;
+
+    PSAE_FN bool is_everything() const { return first == 0 && end == unbounded; }
+    PSAE_FN bool has(std::size_t latent) const { return latent >= first && latent < end; }
 };
 
 // A set of latents known when it is used: ascending indices and their number, in memory that a stage may fill.

@@ -1,7 +1,7 @@
 #pragma once
 // The decoder: x_hat = z W_dec + b_dec from codes, reading only the rows of active latents.
 
-#include <psae/stage/encode.hpp>
+#include <psae/stage/codes.hpp>
 
 namespace psae {
 
@@ -15,6 +15,7 @@ struct decode_stage {
     Codes z;
     W weights;
     B bias;
+    latent_range range;
     Out out;
 
     template <class Tape>
@@ -22,8 +23,9 @@ struct decode_stage {
         const T* b = nullptr;
         if constexpr (!std::is_same_v<B, no_bias>) b = bias.data;
         const std::size_t d = weights.cols();
-        if (!z.codes->dense) {
-            sparse_decode(t.device(), out.storage, z.codes->entries, z.codes->entries.value, weights.data, b, d);
+        if (!z.codes->dense()) {
+            const codes_view<T>& codes = z.codes->entries;
+            sparse_decode(t.device(), out.storage, codes, codes.value, weights.data, b, d, range);
             return;
         }
         const codes_tile<T>& tile = z.codes->tile;
@@ -38,30 +40,30 @@ struct decode_stage {
         if (!out.adjoint->written) return;
         const T* g = out.adjoint->data;
         const write how = z.adjoint->written ? write::add : write::overwrite;
-        if (z.codes->dense) {
-            backward_of_tile(t, g, how);
+        T* dz = z.gradient_data();
+        if (z.codes->dense()) {
+            backward_of_tile(t, dz, g, how);
         } else {
             const codes_view<T>& codes = z.codes->entries;
-            T* dz = t.dense(*z.adjoint, codes.entries());
-            sparse_decode_adjoint(t.device(), dz, codes, g, weights.data, weights.cols(), how);
-            add_product(t, weights, codes, codes.value, g, weights.cols());
+            sparse_decode_adjoint(t.device(), dz, codes, g, weights.data, weights.cols(), how, range);
+            add_product(t, weights, codes, codes.value, g, weights.cols(), range);
         }
         z.adjoint->written = true;
         if constexpr (!std::is_same_v<B, no_bias>)
-            if (!z.codes->dense || z.codes->tile.first == 0)
+            if (!z.codes->dense() || z.codes->tile.first == 0)
                 accumulate_gradients(t, bias, view<const T, typename Out::shape_type>{g, out.shape()});
     }
 
 private:
     // dz (+)= g W_dec^T and the rows z^T g of W_dec's gradient, for the latents of the tile at hand.
     template <class Tape>
-    void backward_of_tile(Tape& t, const T* g, write how) {
+    void backward_of_tile(Tape& t, T* dz, const T* g, write how) {
         const codes_tile<T>& tile = z.codes->tile;
         const std::size_t d = weights.cols(), n = tile.tokens, count = tile.count;
         gemm(t.device(), false, true, n, count, d, T(1), g, d, weights.data + tile.first * d, d,
-             how == write::add ? T(1) : T(0), z.adjoint->data, count);
+             how == write::add ? T(1) : T(0), dz, count);
         if (weights.adjoint == nullptr) return;
-        T* rows = chunk_rows(t, *z.codes, *weights.adjoint, d);
+        T* rows = chunk_rows(t, *z.codes->support, *weights.adjoint, d);
         gemm(t.device(), true, false, count, d, n, T(1), tile.value, count, g, d,
              weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
         weights.adjoint->chunk.written = true;
@@ -69,7 +71,8 @@ private:
 };
 
 template <class T, class Tape, class W, class B>
-auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& bias) {
+auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& bias, latent_range range = {}) {
+    if (!range.is_everything()) z.codes->support->entries_needed = true;
     if (weights.rows() != z.latents)
         throw error("shapes do not fit", "decode",
                     "codes over " + std::to_string(z.latents) + " latents, W_dec " + to_string(weights.shape()));
@@ -83,25 +86,28 @@ auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& 
     using out_shape = shape<dyn, W::shape_type::static_cols>;
     const std::size_t extents[2] = {z.tokens, weights.cols()};
     auto out = z.owner->template result<T>(out_shape::from_extents(extents));
-    if (z.owner->main_codes == z.codes && z.owner->reconstruction == nullptr) z.owner->reconstruction = out.storage;
+    if (z.owner->main_codes == nullptr) {
+        z.owner->main_codes = z.codes;
+        z.owner->reconstruction = out.storage;
+    }
     z.owner->record_reader(*z.codes, latest,
-                           decode_stage<codes_variable<T, Tape>, W, B, decltype(out)>{z, weights, bias, out});
+                           decode_stage<codes_variable<T, Tape>, W, B, decltype(out)>{z, weights, bias, range, out});
     return out;
 }
 
 }  // namespace detail
 
-// x_hat [n, d_in] from codes, W_dec [d_sae, d_in] and b_dec [d_in].
+// x_hat [n, d_in] from codes, W_dec [d_sae, d_in] and b_dec [d_in]; from the latents of a range only.
 template <class T, class Tape, operand W, operand B>
-auto decode(const codes_variable<T, Tape>& z, const W& W_dec, const B& b_dec) {
+auto decode(const codes_variable<T, Tape>& z, const W& W_dec, const B& b_dec, latent_range range = {}) {
     static_assert(detail::merge_extents(node_t<W>::shape_type::static_cols, node_t<B>::shape_type::static_cols) != 0,
                   "psae: decode: W_dec and b_dec have different d_in");
-    return detail::record_decode(z, as_node(W_dec), as_node(b_dec));
+    return detail::record_decode(z, as_node(W_dec), as_node(b_dec), range);
 }
 // The same without a bias.
 template <class T, class Tape, operand W>
-auto decode(const codes_variable<T, Tape>& z, const W& W_dec) {
-    return detail::record_decode(z, as_node(W_dec), detail::no_bias{});
+auto decode(const codes_variable<T, Tape>& z, const W& W_dec, latent_range range = {}) {
+    return detail::record_decode(z, as_node(W_dec), detail::no_bias{}, range);
 }
 
 }  // namespace psae

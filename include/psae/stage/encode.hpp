@@ -1,105 +1,51 @@
 #pragma once
 // The encoder: z = activation(x W_enc^T + b_enc), as codes.
 
-#include <cmath>
 #include <utility>
 
+#include <psae/stage/activation.hpp>
 #include <psae/stage/reduce.hpp>
 
 namespace psae {
-
-// Activations of an encoder: which pre-activations are kept, with which value, and d value / d pre from the value.
-// `zero_is_inactive` says that what is kept never has the value 0, so that a dense tile of codes needs no mask.
-struct relu {
-    static constexpr bool zero_is_inactive = true;
-    template <class T>
-    PSAE_FN bool active(T h) const {
-        return h > 0;
-    }
-    template <class T>
-    PSAE_FN T value(T h) const {
-        return h;
-    }
-    template <class T>
-    PSAE_FN T derivative(T) const {
-        return T(1);
-    }
-};
-// exp(h) for every latent: what ghost gradients use on dead latents.
-struct exponential_activation {
-    template <class T>
-    PSAE_FN bool active(T) const {
-        return true;
-    }
-    template <class T>
-    PSAE_FN T value(T h) const {
-        return std::exp(h);
-    }
-    template <class T>
-    PSAE_FN T derivative(T z) const {
-        return z;
-    }
-};
-// The k largest ReLU(h) of each token; fewer where fewer are positive. (Top-k of h and then ReLU is the same.)
-struct top_k {
-    std::size_t k;
-    template <class T>
-    PSAE_FN bool active(T h) const {
-        return h > 0;
-    }
-    template <class T>
-    PSAE_FN T value(T h) const {
-        return h;
-    }
-    template <class T>
-    PSAE_FN T derivative(T) const {
-        return T(1);
-    }
-};
-// Top-k by weight[f] * h (or its ReLU), for weights above zero: the entries with the largest are kept, and their value
-// is h itself. weight: [d_sae], read when the encoder runs. (SAELens' rescale_acts_by_decoder_norm multiplies by the
-// norms of the decoder rows before the selection and divides by them before decoding. What is decoded, and its
-// gradient, is h: the norms only choose.)
-template <class T>
-struct weighted_top_k : top_k {
-    const T* weight;
-    bool rectified = true;  // false: negative values may be among the largest
-    PSAE_FN bool active(T h) const { return !rectified || h > 0; }
-    PSAE_FN T rank(T value, std::uint32_t latent) const { return weight[latent] * value; }
-};
 
 namespace detail {
 
 // Adds a share in outer-product form to the gradient of a parameter.
 template <class Tape, class P, class T>
-void add_product(Tape& t, const P& p, const codes_view<T>& codes, const T* weights, const T* rows,
-                 std::size_t columns) {
+void add_product(Tape& t, const P& p, const codes_view<T>& codes, const T* weights, const T* rows, std::size_t columns,
+                 latent_range range = {}) {
     if (p.adjoint == nullptr) return;
     static_assert(
         requires { p.adjoint->products; }, "psae: weights of encode and decode are parameters");
     auto* product = new (t.arena().template allocate<outer_product<T>>(1))
-        outer_product<T>{&codes, weights, rows, columns, nullptr};
+        outer_product<T>{&codes, weights, rows, columns, range, nullptr};
     auto** last = &p.adjoint->products;
     while (*last != nullptr) last = &(*last)->next;
     *last = product;
 }
 
-template <class Activation>
-inline constexpr bool can_be_dense = false;
-template <class Activation>
-requires requires { Activation::zero_is_inactive; }
-inline constexpr bool can_be_dense<Activation> = Activation::zero_is_inactive;
-
 // The rows of a parameter's gradient for the tile at hand, [count, d]; the tile's encoder hands them on once all
 // readers have added their share.
 template <class Tape, class T>
-T* chunk_rows(Tape& t, codes_record<T>& z, parameter_gradient<T>& g, std::size_t columns) {
+T* chunk_rows(Tape& t, codes_support<T>& z, parameter_gradient<T>& g, std::size_t columns) {
     if (g.chunk.data == nullptr) {
         g.chunk.data = t.arena().template allocate<T>(z.tile_latents * columns);
         g.chunk_columns = columns;
         g.next_with_chunk = std::exchange(z.with_chunk, &g);
     }
     return g.chunk.data;
+}
+
+// Counts the entries that are not 0, by latent and in all.
+template <class T>
+void count_active(codes_record<T>& z, std::size_t latents) {
+    std::fill_n(z.fired, latents, std::uint32_t{0});
+    z.active = 0;
+    for (std::size_t i = 0; i < z.entries.entries(); ++i) {
+        const bool is_active = z.entries.value[i] != 0;
+        z.fired[z.entries.latent[i]] += is_active;
+        z.active += is_active;
+    }
 }
 
 template <class Input, class W, class B, class Activation, class Codes>
@@ -127,21 +73,23 @@ struct encode_stage {
         codes.tokens = n;
         codes.fired = t.arena().template allocate<std::uint32_t>(z.latents);
         if (t.training() && prefers_tiles(t)) {
-            codes.dense = true;
+            codes.support->dense = true;
             forward_in_tiles(t);
             return;
         }
-        encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
-               activation, among.count == nullptr ? nullptr : &among);
-        codes.active = codes.entries.entries();
+        const auto as_entries = [&] {
+            return encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data,
+                          z.latents, activation, among.count == nullptr ? nullptr : &among);
+        };
+        if constexpr (selects_per_batch<Activation>) codes.least_rank = as_entries();
+        else as_entries();
         if (t.training()) add_latent_view(t.arena(), codes.entries);
-        std::fill_n(codes.fired, z.latents, std::uint32_t{0});
-        for (std::size_t i = 0; i < codes.active; ++i) ++codes.fired[codes.entries.latent[i]];
+        count_active(codes, z.latents);
     }
 
     template <class Tape>
     void backward(Tape& t) {
-        if (z.codes->dense) {
+        if (z.codes->dense()) {
             backward_in_tiles(t);
             return;
         }
@@ -173,8 +121,9 @@ private:
     // Tiles cost the same whatever the number of active latents, entries cost in proportion to it.
     template <class Tape>
     bool prefers_tiles(Tape& t) const {
-        if constexpr (can_be_dense<Activation>) {
-            if (among.count != nullptr || z.codes->entries_needed || t.form == codes_form::entries) return false;
+        if constexpr (can_be_dense<Activation>()) {
+            if (among.count != nullptr || z.codes->support->entries_needed || t.form == codes_form::entries)
+                return false;
             return t.form == codes_form::tiles ||
                    active_share(t.device(), t.arena(), static_cast<const T*>(x), z.tokens, weights.cols(), weights.data,
                                 bias.data, z.latents, activation) > dense_from_share(t.device());
@@ -186,7 +135,7 @@ private:
     // f(first latent, count, memory for the tile) for all tiles.
     template <class F>
     void each_tile(T* memory, const F& f) const {
-        const std::size_t latents_per_tile = z.codes->tile_latents;
+        const std::size_t latents_per_tile = z.codes->support->tile_latents;
         for (std::size_t i = 0; i * latents_per_tile < z.latents; ++i) {
             const std::size_t first = i * latents_per_tile, count = std::min(latents_per_tile, z.latents - first);
             f(first, count, i < kept_tiles ? kept + i * z.tokens * latents_per_tile : memory);
@@ -197,16 +146,16 @@ private:
     void forward_in_tiles(Tape& t) {
         codes_record<T>& codes = *z.codes;
         const std::size_t d = weights.cols(), n = z.tokens;
-        codes.tile_latents = encode_tile_latents(t.device(), n, z.latents);
-        const std::size_t tile_size = n * codes.tile_latents;
-        kept_tiles = std::min(t.codes_memory / (tile_size * sizeof(T)),
-                              (z.latents + codes.tile_latents - 1) / codes.tile_latents);
+        const std::size_t tile_latents = encode_tile_latents(t.device(), n, z.latents), tile_size = n * tile_latents;
+        codes.support->tile_latents = tile_latents;
+        kept_tiles = std::min(t.codes_memory / (tile_size * sizeof(T)), (z.latents + tile_latents - 1) / tile_latents);
         kept = t.arena().template allocate<T>(kept_tiles * tile_size);
         each_tile(t.arena().template allocate<T>(tile_size), [&](std::size_t first, std::size_t count, T* tile) {
             encode_tile(t.device(), t.arena(), tile, codes.fired + first, static_cast<const T*>(x), n, d,
-                        weights.data + first * d, bias.data + first, count, activation);
-            codes.tile = {n, first, count, tile};
-            t.run_readers(codes);
+                        weights.data + first * d, bias.data + first, count, activation,
+                        [first](std::size_t j) { return first + j; });
+            codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
+            t.run_readers(*codes.support);
         });
         for (std::size_t f = 0; f < z.latents; ++f) codes.active += codes.fired[f];
     }
@@ -214,42 +163,44 @@ private:
     template <class Tape>
     void backward_in_tiles(Tape& t) {
         codes_record<T>& codes = *z.codes;
+        codes_support<T>& support = *codes.support;
         const std::size_t d = weights.cols(), n = z.tokens;
-        T* g = t.arena().template allocate<T>(n * codes.tile_latents);
+        T* g = t.arena().template allocate<T>(n * support.tile_latents);
         T* bias_gradient = t.arena().template allocate<T>(z.latents);
         T* sums = t.arena().template allocate<T>(d);
         T* dx = nullptr;
         if constexpr (differentiable<Input>)
             if constexpr (!column_sums_suffice<Input>::value) dx = t.arena().template allocate<T>(n * d);
-        each_tile(
-            t.arena().template allocate<T>(n * codes.tile_latents), [&](std::size_t first, std::size_t count, T* tile) {
-                const T* rows_of_W = weights.data + first * d;
-                const write how = first == 0 ? write::overwrite : write::add;
-                if (first / codes.tile_latents >= kept_tiles)
-                    encode_tile(t.device(), t.arena(), tile, static_cast<std::uint32_t*>(nullptr),
-                                static_cast<const T*>(x), n, d, rows_of_W, bias.data + first, count, activation);
-                codes.tile = {n, first, count, tile};
-                *z.adjoint = {g, false};
-                t.run_reader_adjoints(codes);
-                if (!z.adjoint->written) std::fill_n(g, n * count, T(0));
-                multiply_by_derivative(t.device(), t.arena(), g, bias_gradient + first, codes.tile, activation);
-                if constexpr (differentiable<Input>) {
-                    if constexpr (column_sums_suffice<Input>::value)
-                        weighted_row_sum(t.device(), t.arena(), sums, bias_gradient + first, rows_of_W, count, d, how);
-                    else
-                        gemm(t.device(), false, false, n, d, count, T(1), g, count, rows_of_W, d,
-                             how == write::add ? T(1) : T(0), dx, d);
-                }
-                if (weights.adjoint != nullptr) {
-                    T* rows = chunk_rows(t, codes, *weights.adjoint, d);
-                    gemm(t.device(), true, false, count, d, n, T(1), g, count, x, d,
-                         weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
-                    weights.adjoint->chunk.written = true;
-                }
-                for (auto* p = codes.with_chunk; p != nullptr; p = p->next_with_chunk)
-                    if (std::exchange(p->chunk.written, false)) hand_on(t, *p, first, count);
-            });
-        for (auto* p = codes.with_chunk; p != nullptr; p = p->next_with_chunk) {
+        each_tile(t.arena().template allocate<T>(n * support.tile_latents), [&](std::size_t first, std::size_t count,
+                                                                                T* tile) {
+            const T* rows_of_W = weights.data + first * d;
+            const write how = first == 0 ? write::overwrite : write::add;
+            if (first / support.tile_latents >= kept_tiles)
+                encode_tile(t.device(), t.arena(), tile, static_cast<std::uint32_t*>(nullptr), static_cast<const T*>(x),
+                            n, d, rows_of_W, bias.data + first, count, activation,
+                            [first](std::size_t j) { return first + j; });
+            codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
+            *z.adjoint = {g, false};
+            t.run_reader_adjoints(support);
+            if (!z.adjoint->written) std::fill_n(g, n * count, T(0));
+            multiply_by_derivative(t.device(), t.arena(), g, bias_gradient + first, codes.tile, activation);
+            if constexpr (differentiable<Input>) {
+                if constexpr (column_sums_suffice<Input>::value)
+                    weighted_row_sum(t.device(), t.arena(), sums, bias_gradient + first, rows_of_W, count, d, how);
+                else
+                    gemm(t.device(), false, false, n, d, count, T(1), g, count, rows_of_W, d,
+                         how == write::add ? T(1) : T(0), dx, d);
+            }
+            if (weights.adjoint != nullptr) {
+                T* rows = chunk_rows(t, support, *weights.adjoint, d);
+                gemm(t.device(), true, false, count, d, n, T(1), g, count, x, d,
+                     weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
+                weights.adjoint->chunk.written = true;
+            }
+            for (auto* p = support.with_chunk; p != nullptr; p = p->next_with_chunk)
+                if (std::exchange(p->chunk.written, false)) hand_on(t, *p, first, count);
+        });
+        for (auto* p = support.with_chunk; p != nullptr; p = p->next_with_chunk) {
             p->chunk.data = nullptr;
             (completes(*p) ? p->taken : p->written) = true;
         }
@@ -265,7 +216,7 @@ private:
     }
 
     // Rows are complete when the adjoints of all other stages have run: if this encoder is the first stage of the tape.
-    bool completes(const parameter_gradient<T>& p) const { return p.taker != nullptr && z.codes->stage == 1; }
+    bool completes(const parameter_gradient<T>& p) const { return p.taker != nullptr && z.codes->support->stage == 1; }
 
     // The rows of the tile at hand go to the gradient's taker, or join its dense part.
     template <class Tape>
@@ -309,67 +260,15 @@ auto encode(const X& x, const W& W_enc, const B& b_enc, const Activation& activa
         throw error("shapes do not fit", "encode",
                     "x " + to_string(input.shape()) + ", W_enc " + to_string(weights.shape()) + ", b_enc " +
                         to_string(bias.shape()));
+    auto* support = new (t.arena().template allocate<codes_support<T>>(1)) codes_support<T>{};
+    support->stage = t.next_stage();
     auto* codes = new (t.arena().template allocate<codes_record<T>>(1)) codes_record<T>{};
-    codes->stage = t.next_stage();
+    codes->support = support;
     auto* adjoint = new (t.arena().template allocate<gradient<T>>(1)) gradient<T>{};
     const codes_variable<T, Tape> z{&t, codes, adjoint, input.shape().rows(), weights.rows()};
-    if (t.main_codes == nullptr) t.main_codes = codes;
     t.record(detail::encode_stage<Input, Weights, Bias, Activation, codes_variable<T, Tape>>{input, weights, bias,
                                                                                              activation, among, z});
     return z;
-}
-
-namespace detail {
-
-template <class Codes>
-struct silent_stage {
-    latent_set set;
-    Codes z;
-    std::uint32_t* index;
-    std::size_t* count;
-    template <class Tape>
-    void forward(Tape&) {
-        std::size_t kept = 0;
-        for (std::size_t j = 0; j < *set.count; ++j) {
-            const std::uint32_t f = set.index[j];
-            if (z.codes->fired[f] == 0) index[kept++] = f;
-        }
-        *count = kept;
-    }
-    template <class Tape>
-    void backward(Tape&) {}
-};
-
-template <class Out>
-struct size_stage {
-    latent_set set;
-    Out out;
-    template <class Tape>
-    void forward(Tape&) {
-        *out.storage = static_cast<typename Out::value_type>(*set.count);
-    }
-    template <class Tape>
-    void backward(Tape&) {}
-};
-
-}  // namespace detail
-
-// The latents of the set that are active for no token of z.
-template <class T, class Tape>
-latent_set silent(latent_set set, const codes_variable<T, Tape>& z) {
-    auto& t = *z.owner;
-    auto* index = t.arena().template allocate<std::uint32_t>(z.latents);
-    auto* count = t.arena().template allocate<std::size_t>(1);
-    t.record(detail::silent_stage<codes_variable<T, Tape>>{set, z, index, count});
-    return {index, count};
-}
-
-// The number of latents of the set: a scalar without a gradient.
-template <class T, class Tape>
-auto size_of(latent_set set, const codes_variable<T, Tape>& z) {
-    auto out = z.owner->template result<T>(shape<>{});
-    z.owner->record(detail::size_stage<decltype(out)>{set, out});
-    return stop_gradient(out);
 }
 
 }  // namespace psae

@@ -94,12 +94,17 @@ struct column_mean_stage {
 
 // The expression computed once, as a variable of the same shape.
 template <operand X>
-auto evaluate(const X& x) {
+requires(!over_codes<node_t<X>>) auto evaluate(const X& x) {
     const auto n = as_node(x);
     using N = std::remove_const_t<decltype(n)>;
     auto& t = detail::require_tape(n);
     auto out = t.template result<typename N::value_type>(n.shape());
-    t.record(detail::evaluate_stage<N, decltype(out)>{n, out});
+    if constexpr (N::shape_type::rank <= 1) {
+        out.stage = detail::latest_stage(n);
+        t.record_row(detail::evaluate_stage<N, decltype(out)>{n, out});
+    } else {
+        t.record(detail::evaluate_stage<N, decltype(out)>{n, out});
+    }
     return out;
 }
 
@@ -152,6 +157,14 @@ auto column_means(const X& x) {
 template <operand X>
 auto norm(const X& x) {
     return sqrt(sum(square(x)));
+}
+
+// x_hat as what metrics compare with the tokens, in place of what is decoded first.
+template <operand X>
+auto reconstruction(const X& x_hat) {
+    auto value = evaluate(x_hat);
+    value.owner->reconstruction = value.storage;
+    return value;
 }
 
 // A part of the loss that metrics report by name: a scalar.

@@ -1,0 +1,128 @@
+#pragma once
+// JumpReLU (Rajamanoharan et al., arXiv 2407.14435): a threshold per latent, learned through pseudo-derivatives in a
+// window around it, and a penalty on L0 itself or on a tanh of the codes.
+
+#include <limits>
+
+#include <psae/sae/inference.hpp>
+#include <psae/sae/parameters.hpp>
+
+namespace psae {
+
+// Whose loss; theta are the thresholds, S squared_error, n_f the norm of decoder row f:
+//   saelens_step (6.18)          S + lambda * mean L0 + pre_act; theta = exp(log_threshold)
+//   saelens_tanh                 S + lambda * mean over tokens of sum tanh(tanh_scale z_f n_f) + pre_act
+//   dictionary_learning (0.1.0)  S + lambda * (mean L0 / target_l0 - 1)^2; the threshold itself is the parameter, tokens
+//                                are not centred, and the window of L0 is around z, after the jump
+// pre_act = pre_act_weight * mean over tokens of sum over dead latents of ReLU(theta - h) n_f.
+enum class jump_relu_form { saelens_step, saelens_tanh, dictionary_learning };
+
+namespace detail {
+
+// h where h > theta. d/d theta = -(theta / width) in the window |h - theta| < width / 2.
+struct jump {
+    double width;
+    template <class T>
+    PSAE_FN T value(T h, T theta) const {
+        return h > theta ? h : T(0);
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T h, T theta) const {
+        return {{T(h > theta), std::abs(h - theta) < T(width / 2) ? -theta / T(width) : T(0)}};
+    }
+};
+// Whether h > theta. d/d theta = -(1 / width) in that window; none with respect to h.
+struct step_above {
+    double width;
+    template <class T>
+    PSAE_FN T value(T h, T theta) const {
+        return T(h > theta);
+    }
+    template <class T>
+    PSAE_FN partials<T, 2> derivative(T h, T theta) const {
+        return {{T(0), std::abs(h - theta) < T(width / 2) ? T(-1 / width) : T(0)}};
+    }
+};
+// Below this, an h has no part in any of them. Where the window of L0 is around z, it may hold all that do not fire.
+struct window_floor {
+    double width;
+    bool around_z;
+    template <class T>
+    PSAE_FN T value(T theta) const {
+        return around_z && theta < T(width / 2) ? -std::numeric_limits<T>::infinity() : theta - T(width / 2);
+    }
+};
+
+}  // namespace detail
+
+template <std::size_t d_in = dyn, std::size_t d_sae = dyn, class T = float,
+          jump_relu_form form = jump_relu_form::saelens_step>
+struct jump_relu : sae_parameters<d_in, d_sae, T> {
+    using parameters = sae_parameters<d_in, d_sae, T>;
+    static constexpr const char* name = "jump_relu";
+    static constexpr bool is_saelens = form != jump_relu_form::dictionary_learning, unit_norm_decoder = !is_saelens;
+
+    jump_relu() requires(d_in != dyn && d_sae != dyn) { set_thresholds(); }
+    jump_relu(std::size_t inputs, std::size_t latents)
+        : parameters(inputs, latents), threshold(parameters::template make<shape<d_sae>>(latents)) {
+        set_thresholds();
+    }
+
+    T lambda = T(1e-3), pre_act_weight = T(0), target_l0 = T(20);
+    double tanh_scale = 4, window = is_saelens ? 0.05 : 0.001;
+    parameter<T, shape<d_sae>> threshold;  // its logarithm in the forms of saelens
+
+    template <class F>
+    void each_parameter(F&& f) {
+        parameters::each_parameter(f);
+        f(is_saelens ? "log_threshold" : "threshold", threshold);
+    }
+
+    // x: [n, d_in].
+    auto loss(auto x, const training_state& now) const {
+        auto theta = evaluate(thresholds(x));
+        auto h = encode(input(x), this->W_enc, this->b_enc,
+                        above<T>{values_of(x, map(detail::window_floor{window, !is_saelens}, thresholds(x)))});
+        auto z = evaluate(map(detail::jump{window}, h, theta));
+        auto x_hat = decode(z, this->W_dec, this->b_dec);
+        auto mse = term("mse", squared_error(x_hat, x));
+        return mse + sparsity(x, h, z, theta) + pre_act(x, theta, now);
+    }
+    void describe(sae_view& view) const {
+        view.architecture = "jumprelu";
+        view.centred_input = is_saelens;
+        for (const T t : threshold.value) view.threshold.push_back(static_cast<float>(is_saelens ? std::exp(t) : t));
+    }
+
+private:
+    auto thresholds(auto x) const {
+        if constexpr (is_saelens) return on_tape_of(x, exp(threshold));
+        else return on_tape_of(x, threshold);
+    }
+    auto input(auto x) const {
+        if constexpr (is_saelens) return x - this->b_dec;
+        else return x;
+    }
+    auto sparsity(auto x, auto h, auto z, auto theta) const {
+        if constexpr (form == jump_relu_form::saelens_step) {
+            return term("l0", lambda * mean_over_tokens(sum(map(detail::step_above{window}, h, theta))));
+        } else if constexpr (form == jump_relu_form::saelens_tanh) {
+            return term("l0", lambda * mean_over_tokens(
+                                           sum(map(hyperbolic_tangent{tanh_scale}, z * row_norms(x, this->W_dec)))));
+        } else {
+            auto mean_l0 = term("mean_l0", mean_over_tokens(sum(map(detail::step_above{window}, z, theta))));
+            return term("sparsity", lambda * square(mean_l0 / target_l0 - 1));
+        }
+    }
+    auto pre_act(auto x, auto theta, const training_state& now) const {
+        if (pre_act_weight == 0 || !now.any_dead) return term("pre_act", zero_like(x));
+        auto h = encode(input(x), this->W_enc, this->b_enc, below<T>{theta.data}, now.dead);
+        return term("pre_act", pre_act_weight * mean_over_tokens(sum((theta - h) * row_norms(x, this->W_dec))));
+    }
+    void set_thresholds() {
+        const T first = T(is_saelens ? 0.01 : 0.001);
+        for (T& t : threshold.value) t = is_saelens ? std::log(first) : first;
+    }
+};
+
+}  // namespace psae
