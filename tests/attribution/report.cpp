@@ -17,6 +17,7 @@
 #include <psae/attribution/report.hpp>
 #include <psae/io/json.hpp>
 #include <psae/io/latents_file.hpp>
+#include <psae/io/sae_file.hpp>
 #include <psae/io/safetensors.hpp>
 #include <psae/io/training_curves.hpp>
 
@@ -447,12 +448,17 @@ TEST_CASE("the program's report holds everything and trusts no name", "[program]
     CHECK(html.find("x&quot;&gt;&lt;img src=q onerror=alert(1)&gt;&amp;") != std::string::npos);
     CHECK(html.find("&lt;script&gt;alert(2)&lt;script&gt;") != std::string::npos);
 
-    html = report({"--model", (folder.path / "no_model").string()});
+    // A model that is named here has to be there; one that the SAE came from may have gone.
+    CHECK(run(folder.path, {"report", "--sae", (folder.path / "run").string(), "--model", "gone"}).code == 1);
+    CHECK(run(folder.path, {"report", "--sae", (folder.path / "run").string(), "--latents", "gone"}).code == 1);
+    psae::write_sae(folder.path / "run", psae::read_sae(folder.path / "run"), "gone", -2);
+    html = report();
     CHECK(count(html, "class=\"note\"") == 1);
     CHECK(count(html, "class=\"map\"") == 0);
     CHECK(count(html, "data:image/jpeg;base64,") > 0);
 
     // Top images that are there and cannot be read: a note, with and without a model.
+    write_golden_sae(folder.path / "run");
     for (const auto& entry : fs::recursive_directory_iterator(folder.path / "images"))
         if (entry.is_regular_file()) psae::write_text(entry.path(), "no picture");
     for (const auto& more : {std::vector<std::string>{}, {"--model", (pipeline / "model").string()}}) {

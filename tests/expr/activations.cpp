@@ -15,10 +15,8 @@ void check_activation(const F& f, const Formula& formula) {
     for (double x = -30; x <= 30; x += 1.7e-3) {
         const double scale = std::max(std::abs(x), 1e-3), h = 1e-5;
         worst_value = worse(worst_value, std::abs(double(f.value(float(x))) - formula(double(float(x)))) / scale);
-        worst_slope =
-            worse(worst_slope, std::abs(f.derivative(x).d[0] - (formula(x + h) - formula(x - h)) / (2 * h)));
-        worst_slope =
-            worse(worst_slope, 1e-3 * std::abs(f.derivative(x).d[0] - double(f.derivative(float(x)).d[0])));
+        worst_slope = worse(worst_slope, std::abs(f.derivative(x).d[0] - (formula(x + h) - formula(x - h)) / (2 * h)));
+        worst_slope = worse(worst_slope, 1e-3 * std::abs(f.derivative(x).d[0] - double(f.derivative(float(x)).d[0])));
     }
     CHECK(worst_value < 5e-7);
     CHECK(worst_slope < 2e-9);

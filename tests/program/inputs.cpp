@@ -97,12 +97,15 @@ TEST_CASE("embed gives every layer, the embeddings and the replaced pass as tran
         run_well({"embed", "--model", model, "--pixels", work / "pixels.npz", "--layer", std::to_string(layer),
                   "--batch-images", "2", "--out", work / "out.npz"});
         const auto first = states.begin() + std::ptrdiff_t(std::size_t(layer < 0 ? layer + 5 : layer) * size);
-        CHECK(relative_difference(floats(work / "out.npz", "tokens"), std::vector<float>(first, first + size)) < tolerance);
-        CHECK(relative_difference(floats(work / "out.npz", "image_embeds"), floats(expected, "image_embeds")) < tolerance);
+        CHECK(relative_difference(floats(work / "out.npz", "tokens"), std::vector<float>(first, first + size)) <
+              tolerance);
+        CHECK(relative_difference(floats(work / "out.npz", "image_embeds"), floats(expected, "image_embeds")) <
+              tolerance);
     }
     run_well({"embed", "--model", model, "--pixels", work / "pixels.npz", "--replace", work / "tokens.npz", "--out",
               work / "out.npz"});
-    CHECK(relative_difference(floats(work / "out.npz", "image_embeds"), floats(expected, "replaced_image_embeds")) < tolerance);
+    CHECK(relative_difference(floats(work / "out.npz", "image_embeds"), floats(expected, "replaced_image_embeds")) <
+          tolerance);
     CHECK(floats(work / "out.npz", "tokens") == floats(expected, "tap_replacement"));
 
     const auto error =

@@ -140,8 +140,10 @@ TEST_CASE("train follows the reference's trajectories, Adam's moments included")
                 CHECK(largest_difference(parameter, expected) < 2e-5);
                 // Moments are sums of gradients, to which the forward pass's tolerances apply.
                 const double tolerance = ghost ? 2.9e-4 : 2e-5;
-                CHECK(relative_difference(ours("adam_m." + name), in_our_layout(get(prefix + "m_" + name))) < tolerance);
-                CHECK(relative_difference(ours("adam_v." + name), in_our_layout(get(prefix + "v_" + name))) < tolerance);
+                CHECK(relative_difference(ours("adam_m." + name), in_our_layout(get(prefix + "m_" + name))) <
+                      tolerance);
+                CHECK(relative_difference(ours("adam_v." + name), in_our_layout(get(prefix + "v_" + name))) <
+                      tolerance);
             }
             const auto since = get("since_fired"), loss = get("loss"), rate = get("lr"), dead = get("dead");
             const auto ours = state.read<std::uint32_t>("since_fired", {64});
@@ -347,4 +349,72 @@ TEST_CASE("what the trainer's options do is seen in the metrics") {
     run_well(with(train_arguments(work, "run", "1"),
                   {"--activations=" + (work / "uneven.npz").string(), "--order=sequential", "--lr=1e-12"}));
     for (const float b : psae::read_sae(work / "run").b_dec) CHECK(std::abs(b) < 5);
+}
+
+TEST_CASE("a new run takes nothing over from the one that was in its directory") {
+    const folder work;
+    auto first = train_arguments(work, "run", "20");
+    run_well(first);
+    CHECK(refused({"info", work / "run" / "cfg.json"}).find("not known") != std::string::npos);
+    // Killed before its first checkpoint, it leaves no SAE: what the other wrote is gone.
+    limits kill_early;
+    kill_early.signal_when = [&] {
+        const auto lines = count_lines(read_text(work / "run" / "metrics.jsonl"));
+        return lines >= 5 && lines != 20 ? SIGKILL : 0;  // 20 are of the run before
+    };
+    const auto killed = run(with(train_arguments(work, "run", "400000"), {"--variant=topk", "--k=4"}), kill_early);
+    INFO(killed.err);
+    REQUIRE(killed.code == 128 + SIGKILL);
+    for (const char* name : {"sae_weights.safetensors", "cfg.json", "loss.png"})
+        CHECK(!fs::exists(work / "run" / name));
+}
+
+TEST_CASE("resuming a run that is done says so and reports no losses") {
+    const folder work;
+    run_well(train_arguments(work, "run", "20"));
+    auto again = train_arguments(work, "run", "20");
+    again.push_back("--resume");
+    CHECK(run_well(again).out.find("all 20 steps were done before") != std::string::npos);
+    again.push_back("--json");
+    const auto json = run_well(again).json();
+    CHECK(json["steps"].GetInt() == 20);
+    CHECK(json["loss"].IsNull());
+}
+
+TEST_CASE("an SAE is looked for where it is said to be, and used on its own layer") {
+    const folder work;
+    const auto model = golden / "pipeline" / "model";
+    run_well({"train", "--model", model, "--images", golden / "pipeline" / "images", "--layer", "1", "--out",
+              work / "run", "--steps", "2", "--batch-tokens", "64", "--d-sae", "32"});
+    const auto codes = [&](const std::string& name, const std::vector<std::string>& more) {
+        std::vector<std::string> arguments{
+            "encode", "--sae",    work / "run", "--model", model, "--images", golden / "pipeline" / "images",
+            "--out",  work / name};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        run_well(arguments);
+        return floats(work / name, "data");
+    };
+    CHECK(codes("own.npz", {}) == codes("same.npz", {"--layer", "1"}));
+    CHECK(codes("own.npz", {}) != codes("other.npz", {"--layer", "-2"}));
+    for (const std::string place : {"typo", "run/typo", "run/cfg.json"})
+        CHECK(refused({"encode", "--sae", work / place, "--activations", work / "own.npz", "--out", work / "x.npz"})
+                  .find("cfg.json and sae_weights.safetensors") != std::string::npos);
+    // --patch writes nothing and needs no --out.
+    const auto picture = fs::recursive_directory_iterator(golden / "pipeline" / "images");
+    for (const auto& entry : picture) {
+        if (!entry.is_regular_file()) continue;
+        const std::vector<std::string> mask{"mask", "--sae", work / "run", "--model", model, "--image", entry.path()};
+        run_well(with(mask, {"--patch=0,0"}));
+        CHECK(refused(with(mask, {"--latent=1"}), 2).find("--out") != std::string::npos);
+        break;
+    }
+}
+
+TEST_CASE("activations too large for an SAE are refused") {
+    const folder work;
+    run_well(train_arguments(work, "run", "2"));
+    write_npz(work / "huge.npz", "tokens", std::vector<float>(48, 3e38f), {2, 24});
+    CHECK(refused({"encode", "--sae", work / "run", "--activations", work / "huge.npz", "--out", work / "x.npz"})
+              .find("not finite") != std::string::npos);
+    CHECK(!fs::exists(work / "x.npz"));
 }

@@ -63,8 +63,7 @@ TEST_CASE("PatchSAE: training trajectories equal the reference's") {
             const auto near = [](const auto& got, const std::vector<float>& expected) {
                 return largest_difference(got.value, expected);
             };
-            CHECK(near(sae.W_enc, golden::transposed(golden::floats(want, prefix + "W_enc_f64"), 16, 64)) <
-                  2e-5);
+            CHECK(near(sae.W_enc, golden::transposed(golden::floats(want, prefix + "W_enc_f64"), 16, 64)) < 2e-5);
             CHECK(near(sae.b_enc, golden::floats(want, prefix + "b_enc_f64")) < 2e-5);
             CHECK(near(sae.W_dec, golden::floats(want, prefix + "W_dec_f64")) < 2e-5);
             CHECK(near(sae.b_dec, golden::floats(want, prefix + "b_dec_f64")) < 2e-5);

@@ -1,6 +1,8 @@
 // CLIP's vision tower against transformers.
 #include <catch2/catch.hpp>
 
+#include <span>
+
 #include <psae/core/random.hpp>
 #include <psae/grad/check.hpp>
 #include <psae/io/numpy.hpp>
@@ -129,7 +131,8 @@ void check_short_weights(const Round& round, double tolerance) {
     };
     const auto of_narrow = embeds(narrow);
     CHECK(of_narrow == embeds(wide));
-    const double rounding = relative_difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
+    const double rounding =
+        relative_difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
     CHECK(rounding < tolerance);
     CHECK(rounding > 1e-5);  // the weights were rounded indeed
     std::filesystem::remove_all(folder);
@@ -149,8 +152,7 @@ TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
     tower->embed(device, scratch, pixels.data(), images, x.data());
     for (std::size_t layer = 0;; ++layer) {
         INFO("hidden state " << layer);
-        CHECK(relative_difference(x, {states.begin() + std::ptrdiff_t(layer * size),
-                             states.begin() + std::ptrdiff_t((layer + 1) * size)}) < tolerance);
+        CHECK(relative_difference(x, std::span(states).subspan(layer * size, size)) < tolerance);
         if (tower->hidden_index(-2) == layer) CHECK(relative_difference(x, golden("tap")) < tolerance);
         if (layer == tower->layers()) break;
         tower->run(device, scratch, x.data(), images, layer, layer + 1);
