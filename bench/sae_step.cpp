@@ -65,7 +65,9 @@ double peak_mib() {
 template <class Variant>
 void aim_at(Variant& sae, const sizes& s) {
     if constexpr (requires { sae.k; }) {
-        sae.k = s.l0;
+        sae.k = static_cast<decltype(sae.k)>(s.l0);
+        if constexpr (requires { sae.prefixes; })
+            for (std::size_t part = 32; part > 1; part /= 2) sae.prefixes.push_back(s.latents / part);
     } else {
         sae.dead_latents.enabled = false;
         if (s.l0 == 0) return;
@@ -123,11 +125,15 @@ void relu_step(benchmark::State& state, codes_form form, std::size_t codes_mib) 
     sae_step<patchsae<>>(state, form, codes_mib);
 }
 void topk_step(benchmark::State& state) { sae_step<topk<>>(state); }
+void batch_topk_step(benchmark::State& state) { sae_step<batch_topk<>>(state); }
+void matryoshka_step(benchmark::State& state) { sae_step<matryoshka<batch_topk<>>>(state); }
 
 BENCHMARK_CAPTURE(relu_step, by_density, codes_form::by_density, 0)
     ->Apply(settings)
     ->ArgsProduct({{768}, {49152}, {4096}, {0, 64}});
-BENCHMARK(topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
+BENCHMARK(batch_topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
+BENCHMARK(matryoshka_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
 // The crossover of the two forms of codes.
 BENCHMARK_CAPTURE(relu_step, entries, codes_form::entries, 0)
     ->Apply(settings)

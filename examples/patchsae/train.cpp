@@ -7,6 +7,7 @@
 
 #include <psae/io/training_curves.hpp>
 #include <psae/io/training_run.hpp>
+#include <psae/sae/matryoshka.hpp>
 #include <psae/sae/patchsae.hpp>
 #include <psae/sae/topk.hpp>
 
@@ -23,6 +24,7 @@ struct state {
     image_options images;
     std::string activations, variant = "relu", loss, dead_latents, b_dec_init = "geometric_median", init,
                              order = "shuffled", out, schedule = "constant";
+    std::vector<std::size_t> prefixes;
     std::size_t expansion = 64, d_sae = 0, k = 32, batch_tokens = 4096, steps = 0, tokens = 0, warmup_steps = 500,
                 dead_after = 64, checkpoint_every = 1000, eval_every = 0;
     double l1 = 8e-5, lr = 4e-4, clip_grad_norm = 0;
@@ -41,7 +43,7 @@ struct data {
 psae::run_identity identity_of(const state& s, const CLI::App& sub, std::size_t d_sae, const std::string& data) {
     psae::run_identity identity{
         {"data", data}, {"d-sae", std::to_string(d_sae)}, {"held-out", s.eval_every > 0 ? "a twentieth" : "nothing"}};
-    for (const char* name : {"variant", "k", "l1", "loss", "lr", "warmup-steps", "schedule", "batch-tokens",
+    for (const char* name : {"variant", "k", "prefixes", "l1", "loss", "lr", "warmup-steps", "schedule", "batch-tokens",
                              "dead-after", "dead-latents", "normalise-decoder", "clip-grad-norm", "order", "seed"})
         identity[name] = effective_value(sub, name);
     if (s.activations.empty()) identity["alpha"] = s.images.alpha;
@@ -123,6 +125,20 @@ void train(const state& s, CLI::App& sub, Variant& sae, data<Source>& rows, cons
     stop_if_interrupted();
 }
 
+// As given, ascending and below the number of latents; or a 32nd, 16th, .. half of them.
+std::vector<std::size_t> prefixes_of(const state& s, std::size_t latents) {
+    std::vector<std::size_t> prefixes = s.prefixes;
+    if (prefixes.empty())
+        for (std::size_t part = 32; part > 1; part /= 2)
+            if (latents % part == 0) prefixes.push_back(latents / part);
+    for (std::size_t i = 0; i < prefixes.size(); ++i)
+        if (prefixes[i] <= (i == 0 ? 0 : prefixes[i - 1]) || prefixes[i] >= latents)
+            throw psae::error(
+                "prefixes do not fit", "--prefixes",
+                fmt::format("expected ascending numbers from 1 to {}, found {}", latents - 1, prefixes[i]));
+    return prefixes;
+}
+
 template <class Source>
 void with_variant(state& s, CLI::App& sub, data<Source> rows) {
     const std::size_t d = rows.source.columns();
@@ -157,14 +173,25 @@ void with_variant(state& s, CLI::App& sub, data<Source> rows) {
     training.clip_grad_norm = s.clip_grad_norm;
     training.unit_norm_decoder = s.normalise_decoder;
     training.dead_after = s.dead_after;
-    if (s.variant == "topk") {
-        if (s.k > latents)
-            throw psae::error("k is larger than the number of latents", "--k",
-                              fmt::format("expected at most {}, found {}", latents, s.k));
-        psae::topk<> sae(d, latents);
+    if (s.variant != "relu" && s.k > latents)
+        throw psae::error("k is larger than the number of latents", "--k",
+                          fmt::format("expected at most {}, found {}", latents, s.k));
+    const auto train_topk = [&](auto&& sae) {
         sae.k = s.k;
+        // The threshold for use follows about the last tenth of the run; dictionary_learning's 0.001 is meant for long ones.
+        if constexpr (requires { sae.threshold_rate; })
+            sae.threshold_rate = std::clamp(10.0 / double(s.steps), 0.001, 0.1);
         if (s.dead_latents != "aux_k") sae.dead_latents.weight = 0;
         train(s, sub, sae, rows, training);
+    };
+    if (s.variant == "topk") {
+        train_topk(psae::topk<>(d, latents));
+    } else if (s.variant == "batch_topk") {
+        train_topk(psae::batch_topk<>(d, latents));
+    } else if (s.variant == "matryoshka") {
+        psae::matryoshka<psae::batch_topk<>> sae(d, latents);
+        sae.prefixes = prefixes_of(s, latents);
+        train_topk(sae);
     } else {
         psae::patchsae<> sae(d, latents);
         sae.lambda = static_cast<float>(s.l1);
@@ -226,12 +253,17 @@ void check(state& s, CLI::App& sub) {
     if (!s.images.images.empty() && s.images.model.empty()) throw CLI::RequiredError("--model");
     if (s.order == "sequential" && s.activations.empty())
         throw CLI::ValidationError("--order", "sequential goes with --activations");
-    if (s.variant != "relu" && s.variant != "topk")
-        throw psae::error("this variant is not there yet", "--variant " + s.variant, "expected relu or topk");
+    if (s.variant == "jump_relu" || s.variant == "gated")
+        throw psae::error("this variant is not there yet", "--variant " + s.variant,
+                          "expected relu, topk, batch_topk or matryoshka",
+                          "the library has it: sae/" + s.variant + ".hpp");
+    if (s.variant != "matryoshka" && !s.prefixes.empty())
+        throw CLI::ValidationError("--prefixes", "goes with --variant matryoshka");
     const bool relu = s.variant == "relu";
     if (s.dead_latents.empty()) s.dead_latents = relu ? "ghost" : "aux_k";
     if (s.dead_latents == (relu ? "aux_k" : "ghost"))
-        throw CLI::ValidationError("--dead-latents", "ghost goes with relu, aux_k with topk");
+        throw CLI::ValidationError("--dead-latents",
+                                   "ghost goes with relu, aux_k with topk, batch_topk and matryoshka");
     if (s.loss.empty()) s.loss = relu ? "patchsae" : "mse";
     sub.get_option("--dead-latents")->default_str(s.dead_latents);
     sub.get_option("--loss")->default_str(s.loss);
@@ -247,14 +279,17 @@ void add_train(CLI::App& app) {
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
     sub->add_option("--activations", s->activations, ".npy [N,d] in place of pictures");
-    sub->add_option("--variant", s->variant, "relu (PatchSAE) or topk")
+    sub->add_option("--variant", s->variant, "relu (PatchSAE), topk, batch_topk or matryoshka (over batch_topk)")
         ->check(CLI::IsMember({"relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka"}));
     sub->add_option("--expansion", s->expansion, "latents per input dimension")->check(positive());
     sub->add_option("--d-sae", s->d_sae, "number of latents, in place of --expansion");
-    sub->add_option("--k", s->k, "active latents per token (topk)")->check(positive());
+    sub->add_option("--k", s->k, "active latents per token (topk), or on average over a batch (batch_topk, matryoshka)")
+        ->check(positive());
+    sub->add_option("--prefixes", s->prefixes,
+                    "numbers of latents that have to reconstruct alone (matryoshka; default: a 32nd, 16th, .. half)");
     sub->add_option("--l1", s->l1, "weight of the L1 term (relu)")->check(not_negative());
     sub->add_option("--loss", s->loss,
-                    "patchsae (squared error over the token's norm; relu's default) or mse (plain; topk's)")
+                    "patchsae (squared error over the token's norm; relu's default) or mse (plain; of the others)")
         ->check(CLI::IsMember({"patchsae", "mse"}));
     sub->add_option("--lr", s->lr, "learning rate")->check(positive());
     sub->add_option("--warmup-steps", s->warmup_steps, "steps of linear warm-up");
@@ -266,7 +301,7 @@ void add_train(CLI::App& app) {
     sub->add_option("--dead-after", s->dead_after, "steps without firing after which a latent is dead");
     sub->add_option(
            "--dead-latents", s->dead_latents,
-           "none, ghost (relu's default), aux_k (topk's), or resample: every dead-after + 1 steps they take the "
+           "none, ghost (relu's default), aux_k (of the others), or resample: every dead-after + 1 steps they take the "
            "directions of badly explained tokens")
         ->check(CLI::IsMember({"none", "ghost", "aux_k", "resample"}));
     sub->add_option("--b-dec-init", s->b_dec_init, "start of the decoder bias, from tokens of up to 128 pictures")

@@ -418,3 +418,36 @@ TEST_CASE("activations too large for an SAE are refused") {
               .find("not finite") != std::string::npos);
     CHECK(!fs::exists(work / "x.npz"));
 }
+
+TEST_CASE("BatchTopK and Matryoshka: the learned threshold is kept and used") {
+    const folder work;
+    for (const std::string variant : {"batch_topk", "matryoshka"}) {
+        INFO(variant);
+        const std::vector<std::string> options{"--variant=" + variant, "--k=5", "--lr=0.003"};
+        run_well(with(train_arguments(work, "whole", "120"), options));
+        limits kill_midway;
+        kill_midway.signal_when = [&] {
+            return count_lines(read_text(work / "parts" / "metrics.jsonl")) >= 60 ? SIGKILL : 0;
+        };
+        REQUIRE(run(with(train_arguments(work, "parts", "120"), options), kill_midway).code == 128 + SIGKILL);
+        auto rest = with(train_arguments(work, "parts", "120"), options);
+        rest.push_back("--resume");
+        run_well(rest);
+        check_same_run(work / "whole", work / "parts");
+        const auto sae = psae::read_sae(work / "whole");
+        CHECK(sae.architecture == "jumprelu");
+        const psae::safetensors_file checkpoint(work / "whole" / "checkpoint" / "state.safetensors");
+        CHECK(sae.threshold == std::vector<float>(96, float(checkpoint.read<double>("threshold", {1})[0])));
+        CHECK(sae.threshold[0] > 0);
+        // Row by row, about as many latents are active as in batches.
+        const auto json = run_well({"encode", "--sae", work / "whole", "--activations", work / "rows.npz", "--out",
+                                    work / "z.npz", "--json"})
+                              .json();
+        CHECK(json["l0"].GetDouble() == Approx(5).margin(2.5));
+        fs::remove_all(work / "whole");
+        fs::remove_all(work / "parts");
+    }
+    auto prefixes = with(train_arguments(work, "x", "2"), {"--variant=matryoshka"});
+    prefixes.insert(prefixes.end(), {"--prefixes", "20", "10"});
+    CHECK(refused(prefixes).find("--prefixes") != std::string::npos);
+}

@@ -1,6 +1,6 @@
 #pragma once
 // A trained SAE on disk, in SAELens' layout: sae_weights.safetensors with W_enc [d_in, d_sae], W_dec [d_sae, d_in],
-// b_enc, b_dec, and cfg.json. In memory both matrices are [d_sae, d_in].
+// b_enc, b_dec (jumprelu: threshold; gated: r_mag, b_mag, and b_gate for b_enc), and cfg.json. In memory both matrices are [d_sae, d_in].
 
 #include <charconv>
 #include <filesystem>
@@ -25,6 +25,10 @@ inline std::vector<float> transpose(const float* x, std::size_t rows, std::size_
 }
 
 namespace detail {
+
+inline const char* encoder_bias_name(const sae_description& s) {
+    return s.architecture == "gated" ? "b_gate" : "b_enc";
+}
 
 // cfg.json of SAELens: version 6, and the flat one of version 3, which names the activation in activation_fn_str.
 inline sae_description read_sae_description(const std::filesystem::path& path, bool& rescaled_by_decoder_norm) {
@@ -53,8 +57,8 @@ inline sae_description read_sae_description(const std::filesystem::path& path, b
         if (arguments == nullptr || !arguments->IsObject()) refuse("activation_fn_kwargs", "none", "an object with k");
         s.architecture = "topk";
         s.k = extent(*arguments, "k");
-    } else if (s.architecture != "standard") {
-        refuse("architecture", s.architecture, "standard or topk");
+    } else if (s.architecture != "standard" && s.architecture != "jumprelu" && s.architecture != "gated") {
+        refuse("architecture", s.architecture, "standard, topk, jumprelu or gated");
     } else if (activation != "relu") {
         refuse("activation_fn_str", activation, "relu or topk");
     }
@@ -119,7 +123,12 @@ inline sae_weights read_sae(const std::filesystem::path& given) {
     const safetensors_file file(directory / "sae_weights.safetensors");
     s.W_enc = transpose(file.read("W_enc", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
     s.W_dec = file.read("W_dec", {s.d_sae, s.d_in});
-    s.b_enc = file.read("b_enc", {s.d_sae});
+    s.b_enc = file.read(detail::encoder_bias_name(s), {s.d_sae});
+    if (s.architecture == "jumprelu") s.threshold = file.read("threshold", {s.d_sae});
+    if (s.architecture == "gated") {
+        s.r_mag = file.read("r_mag", {s.d_sae});
+        s.b_mag = file.read("b_mag", {s.d_sae});
+    }
     s.b_dec = file.read("b_dec", {s.d_in});
     if (!rescaled) return s;
     for (std::size_t f = 0; f < s.d_sae; ++f) {
@@ -144,9 +153,15 @@ inline void write_sae(const std::filesystem::path& directory, const sae_view& s,
     std::filesystem::create_directories(directory);
     {
         const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
-        write_safetensors(directory / "sae_weights.safetensors",
-                          {to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()), to_write("b_enc", {s.d_sae}, s.b_enc),
-                           to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec), to_write("b_dec", {s.d_in}, s.b_dec)});
+        std::vector tensors{to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()),
+                            to_write(detail::encoder_bias_name(s), {s.d_sae}, s.b_enc),
+                            to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec), to_write("b_dec", {s.d_in}, s.b_dec)};
+        if (s.architecture == "jumprelu") tensors.push_back(to_write("threshold", {s.d_sae}, s.threshold.data()));
+        if (s.architecture == "gated") {
+            tensors.push_back(to_write("r_mag", {s.d_sae}, s.r_mag.data()));
+            tensors.push_back(to_write("b_mag", {s.d_sae}, s.b_mag.data()));
+        }
+        write_safetensors(directory / "sae_weights.safetensors", tensors);
     }
     rapidjson::Document json(rapidjson::kObjectType);
     auto& a = json.GetAllocator();
@@ -163,7 +178,7 @@ inline void write_sae(const std::filesystem::path& directory, const sae_view& s,
     json.AddMember("reshape_activations", "none", a);
     if (s.architecture == "topk") {
         json.AddMember("k", rapidjson::Value(static_cast<std::uint64_t>(s.k)), a);
-        json.AddMember("rescale_acts_by_decoder_norm", false, a);
+        json.AddMember("rescale_acts_by_decoder_norm", s.rescaled, a);
     }
     if (!model.empty()) {
         rapidjson::Value metadata(rapidjson::kObjectType);

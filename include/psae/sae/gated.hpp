@@ -55,8 +55,14 @@ struct gated : sae_parameters<d_in, d_sae, T> {
     }
     void describe(sae_view& view) const {
         view.architecture = "gated";
-        for (const T r : r_mag.value) view.gate_scale.push_back(static_cast<float>(std::exp(r)));
-        for (const T b : b_mag.value) view.gate_bias.push_back(static_cast<float>(b));
+        view.r_mag.assign(r_mag.value.begin(), r_mag.value.end());
+        view.b_mag.assign(b_mag.value.begin(), b_mag.value.end());
+    }
+    // Of a trained SAE of another kind nothing: its latents then fire as strongly as the gate says.
+    void adopt(const sae_description& from) {
+        std::copy(from.r_mag.begin(), from.r_mag.end(), r_mag.data());
+        std::copy(from.b_mag.begin(), from.b_mag.end(), b_mag.data());
+        if (from.b_mag.empty()) std::copy(this->b_enc.value.begin(), this->b_enc.value.end(), b_mag.data());
     }
 };
 

@@ -23,16 +23,17 @@ enum class input_scaling { none, layer_norm, constant_norm };
 
 // How the codes z follow from the pre-activations h = x W_enc + b_enc (x centred or not), by SAELens' names:
 //   standard  ReLU(h)
-//   topk      ReLU(h), then the k largest
+//   topk      ReLU(h), then the k largest (of h times the norm of the decoder row, if rescaled)
 //   jumprelu  h where it is above 0 and above the latent's threshold
-//   gated     ReLU(gate_scale * (h - b_enc) + gate_bias) where h > 0; b_enc is the bias of the gate
+//   gated     ReLU(exp(r_mag) * (h - b_enc) + b_mag) where h > 0; b_enc is the bias of the gate
 struct sae_description {
     std::string architecture = "standard";
     std::size_t d_in = 0, d_sae = 0, k = 0;
     bool centred_input = true;  // b_dec is taken off the input before it is encoded
     input_scaling scaling = input_scaling::none;
-    std::vector<float> threshold;              // [d_sae], of jumprelu
-    std::vector<float> gate_scale, gate_bias;  // [d_sae], of gated
+    bool rescaled = false;            // of topk
+    std::vector<float> threshold;     // [d_sae], of jumprelu
+    std::vector<float> r_mag, b_mag;  // [d_sae], of gated
 };
 
 // W_enc, W_dec [d_sae, d_in] (rows are latents), b_enc [d_sae], b_dec [d_in].
@@ -78,6 +79,7 @@ void set_parameters(Variant& sae, const sae_weights& from, const std::string& wh
     std::copy(from.b_enc.begin(), from.b_enc.end(), sae.b_enc.data());
     std::copy(from.W_dec.begin(), from.W_dec.end(), sae.W_dec.data());
     std::copy(from.b_dec.begin(), from.b_dec.end(), sae.b_dec.data());
+    if constexpr (requires { sae.adopt(from); }) sae.adopt(from);
 }
 
 namespace detail {
@@ -133,13 +135,21 @@ inline codes_view<float> encode_rows(const cpu& device, arena<>& scratch, const 
                nullptr);
     };
     if (sae.architecture == "topk") {
-        encode_with(top_k{sae.k});
+        if (sae.rescaled) {
+            float* norms = scratch.allocate<float>(sae.d_sae);
+            row_norms(own, norms, sae.W_dec, sae.d_sae, d);
+            encode_with(weighted_top_k<float>{{sae.k}, norms});
+        } else {
+            encode_with(top_k{sae.k});
+        }
     } else if (sae.architecture == "jumprelu") {
         float* floor = scratch.allocate<float>(sae.d_sae);
         for (std::size_t f = 0; f < sae.d_sae; ++f) floor[f] = std::max(sae.threshold[f], 0.0f);
         encode_with(above<float>{floor});
     } else if (sae.architecture == "gated") {
-        encode_with(detail::gate{sae.b_enc, sae.gate_scale.data(), sae.gate_bias.data()});
+        float* scale = scratch.allocate<float>(sae.d_sae);
+        for (std::size_t f = 0; f < sae.d_sae; ++f) scale[f] = std::exp(sae.r_mag[f]);
+        encode_with(detail::gate{sae.b_enc, scale, sae.b_mag.data()});
     } else {
         encode_with(relu{});
     }

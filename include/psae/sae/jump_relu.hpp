@@ -93,6 +93,10 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
         view.centred_input = is_saelens;
         for (const T t : threshold.value) view.threshold.push_back(static_cast<float>(is_saelens ? std::exp(t) : t));
     }
+    void adopt(const sae_description& from) {
+        for (std::size_t f = 0; f < from.threshold.size(); ++f)
+            threshold.data()[f] = is_saelens ? std::log(T(from.threshold[f])) : T(from.threshold[f]);
+    }
 
 private:
     auto thresholds(auto x) const {

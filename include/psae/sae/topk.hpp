@@ -2,6 +2,7 @@
 // TopK (Gao et al., arXiv 2406.04093), in the three forms it is trained in, and Multi-TopK.
 
 #include <psae/sae/dead_latents.hpp>
+#include <psae/sae/inference.hpp>
 
 namespace psae {
 
@@ -30,6 +31,11 @@ struct topk : sae_parameters<d_in, d_sae, T> {
     }
     // h of the chosen latents (in the form of saelens, too, h without the norm).
     auto codes(auto x) const { return codes(x, k, norms_of(x)); }
+    void describe(sae_view& view) const {
+        view.architecture = "topk";
+        view.k = k;
+        view.rescaled = form == topk_form::saelens;
+    }
 
 private:
     static auto error(auto x_hat, auto x) {
