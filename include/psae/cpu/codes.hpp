@@ -44,6 +44,14 @@ void add_tile_column_sums(cpu& device, arena<>& scratch, T* sums, std::size_t to
         for (std::size_t j = 0; j < count; ++j) sums[j] += partial[b * count + j];
     scratch.release_to(mark);
 }
+
+// Calls f(has) with what says whether a value of the tile is an entry, decided before the loops: one that asks
+// `everywhere` at every value is not vectorised.
+template <class T, class F>
+void with_places_of(const codes_tile<T>& z, const F& f) {
+    if (z.everywhere) f([](T) { return true; });
+    else f([](T value) { return value != 0; });
+}
 }  // namespace detail
 
 // out[t] = sum over the entries of token t of e. out: [n, 1].
@@ -60,15 +68,17 @@ void codes_sums(cpu& device, T* out, const codes_view<T>& z, const E& e) {
 // The same for a tile; shares of tiles after the first are added.
 template <class T, class E>
 void codes_sums(cpu& device, T* out, const codes_tile<T>& z, const E& e) {
-    detail::each_token(device, z.tokens, [&](std::size_t t) {
-        const T* value = z.value + t * z.count;
-        T sum = 0;
+    detail::with_places_of(z, [&](const auto& has) {
+        detail::each_token(device, z.tokens, [&](std::size_t t) {
+            const T* value = z.value + t * z.count;
+            T sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (std::size_t j = 0; j < z.count; ++j) {
-            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
-            sum += z.has(value[j]) ? term : T(0);
-        }
-        out[t] = z.first == 0 ? sum : out[t] + sum;
+            for (std::size_t j = 0; j < z.count; ++j) {
+                const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
+                sum += has(value[j]) ? term : T(0);
+            }
+            out[t] = z.first == 0 ? sum : out[t] + sum;
+        });
     });
 }
 
@@ -86,14 +96,16 @@ template <class T, class Activation>
 void multiply_by_derivative(cpu& device, arena<>& scratch, T* g, T* sums, const codes_tile<T>& z,
                             const Activation& activation) {
     std::fill_n(sums, z.count, T(0));
-    detail::add_tile_column_sums(device, scratch, sums, z.tokens, z.count, [&](std::size_t t, T* sum) {
-        const T* value = z.value + t * z.count;
-        T* own = g + t * z.count;
+    detail::with_places_of(z, [&](const auto& has) {
+        detail::add_tile_column_sums(device, scratch, sums, z.tokens, z.count, [&](std::size_t t, T* sum) {
+            const T* value = z.value + t * z.count;
+            T* own = g + t * z.count;
 #pragma omp simd
-        for (std::size_t j = 0; j < z.count; ++j) {
-            own[j] = z.has(value[j]) ? own[j] * activation.derivative(value[j]) : T(0);
-            sum[j] += own[j];
-        }
+            for (std::size_t j = 0; j < z.count; ++j) {
+                own[j] = has(value[j]) ? own[j] * activation.derivative(value[j]) : T(0);
+                sum[j] += own[j];
+            }
+        });
     });
 }
 
@@ -111,15 +123,17 @@ void codes_assign(cpu& device, T* out, const codes_view<T>& z, const E& e, write
 // The same for a tile. out: [n, count]; 0 (or unchanged) where a latent is not active.
 template <class T, class E>
 void codes_assign(cpu& device, T* out, const codes_tile<T>& z, const E& e, write mode) {
-    detail::each_token(device, z.tokens, [&](std::size_t t) {
-        const T* value = z.value + t * z.count;
-        T* own = out + t * z.count;
-        if (mode == write::overwrite) std::fill_n(own, z.count, T(0));
+    detail::with_places_of(z, [&](const auto& has) {
+        detail::each_token(device, z.tokens, [&](std::size_t t) {
+            const T* value = z.value + t * z.count;
+            T* own = out + t * z.count;
+            if (mode == write::overwrite) std::fill_n(own, z.count, T(0));
 #pragma omp simd
-        for (std::size_t j = 0; j < z.count; ++j) {
-            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
-            own[j] += z.has(value[j]) ? term : T(0);
-        }
+            for (std::size_t j = 0; j < z.count; ++j) {
+                const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
+                own[j] += has(value[j]) ? term : T(0);
+            }
+        });
     });
 }
 
@@ -241,13 +255,15 @@ void add_latent_sums(cpu& device, arena<>&, T* leaf, const codes_view<T>& z, con
 }
 template <class T, class E>
 void add_latent_sums(cpu& device, arena<>& scratch, T* leaf, const codes_tile<T>& z, const E& e) {
-    detail::add_tile_column_sums(device, scratch, leaf + z.first, z.tokens, z.count, [&](std::size_t t, T* sum) {
-        const T* value = z.value + t * z.count;
+    detail::with_places_of(z, [&](const auto& has) {
+        detail::add_tile_column_sums(device, scratch, leaf + z.first, z.tokens, z.count, [&](std::size_t t, T* sum) {
+            const T* value = z.value + t * z.count;
 #pragma omp simd
-        for (std::size_t j = 0; j < z.count; ++j) {
-            const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
-            sum[j] += z.has(value[j]) ? term : T(0);
-        }
+            for (std::size_t j = 0; j < z.count; ++j) {
+                const T term = static_cast<T>(e.load(codes_position<T>{t, z.first + j, value[j], t * z.count + j}));
+                sum[j] += has(value[j]) ? term : T(0);
+            }
+        });
     });
 }
 
