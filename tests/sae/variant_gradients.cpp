@@ -3,6 +3,8 @@
 #include <catch2/catch.hpp>
 
 #include <psae/grad/check.hpp>
+#include <psae/sae/matryoshka.hpp>
+#include <psae/sae/standard.hpp>
 
 #include "plain_losses.hpp"
 
@@ -82,3 +84,63 @@ TEST_CASE("PatchSAE: gradients") {
 TEST_CASE("TopK in dictionary_learning's form: gradients") { check_topk<topk_form::dictionary_learning>(); }
 TEST_CASE("TopK in SAELens' form: gradients") { check_topk<topk_form::saelens>(); }
 TEST_CASE("TopK in OpenAI's form: gradients") { check_topk<topk_form::openai>(); }
+
+namespace {
+
+// Against differences of the loss itself, for losses that hold nothing constant.
+template <class Variant>
+void check_by_itself(Variant& sae, std::size_t step = 0) {
+    random_stream random(8);
+    sae.initialise(random);
+    for (double& v : sae.b_enc.value) v = 0.3 + 0.1 * random.normal();
+    for (std::size_t i = 0; i < sae.W_dec.size(); ++i) sae.W_dec.data()[i] *= 0.5 + 0.05 * double(i % latents);
+    tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
+    for (double& v : x) v = random.normal();
+    const std::size_t none = 0;
+    const training_state now{{nullptr, &none}, false, nullptr, step, 100, random_stream(4)};
+    const auto worst = check_gradients(
+        sae, [&](auto input) { return sae.loss(input, now); }, std::as_const(x).view());
+    INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
+    CHECK(worst.error < 1e-6);
+}
+
+}  // namespace
+
+TEST_CASE("penalties: gradients, and the exponent that falls") {
+    standard<d, latents, double> plain;
+    plain.norm_weighted = false;
+    check_by_itself(plain);
+    standard<d, latents, double, tanh_penalty> tanh;
+    tanh.lambda = 0.5;
+    check_by_itself(tanh);
+    standard<d, latents, double, power_penalty> power;
+    power.lambda = 0.5;
+    power.penalty = {0.5, 10, 30};
+    check_by_itself(power, 20);
+    const auto p_at = [&](std::size_t step) {
+        return power.penalty.at({{nullptr, nullptr}, false, nullptr, step, 100, random_stream(0)}).p;
+    };
+    CHECK(p_at(0) == 1);
+    CHECK(p_at(20) == 0.75);
+    CHECK(p_at(30) == 0.5);
+    CHECK(p_at(90) == 0.5);
+}
+
+TEST_CASE("Multi-TopK and random prefixes: gradients") {
+    topk<d, latents, double> multi;
+    multi.k = 3;
+    multi.multi_k = 7;
+    check_by_itself(multi);
+    topk<d, latents, double, topk_form::saelens> weighted;
+    weighted.k = 3;
+    weighted.multi_k = 7;
+    check_by_itself(weighted);
+    matryoshka<batch_topk<d, latents, double>> prefixes;
+    prefixes.k = 4;
+    prefixes.random_prefixes = 4;
+    check_by_itself(prefixes);
+    matryoshka<topk<d, latents, double>> over_topk;
+    over_topk.k = 4;
+    over_topk.prefixes = {5, 11};
+    check_by_itself(over_topk);
+}
