@@ -5,7 +5,7 @@ using namespace psae;
 
 namespace {
 
-constexpr std::size_t d = 12, latents = 48, tokens = 32;
+constexpr std::size_t d = 12, latents = 48;
 constexpr double tolerance = 2e-6;
 
 // Terms of the loss by their golden name, with what the golden term has to be multiplied by.
