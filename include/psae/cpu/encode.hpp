@@ -90,30 +90,19 @@ void encode_tile(cpu& device, arena<>& scratch, T* tile, std::uint32_t* fired, c
                  const LatentOf& latent_of) {
     gemm(device, false, true, tokens, count, d, T(1), x, d, W, d, T(0), tile, count);
     const auto mark = scratch.position();
-    constexpr std::size_t block = 64;
-    const std::size_t blocks = (tokens + block - 1) / block;
-    auto* partial = scratch.allocate<std::uint32_t>(blocks * count);
-    device.parallel_for(blocks, [&](std::size_t i) {
-        std::uint32_t* active = partial + i * count;
-        std::fill_n(active, count, std::uint32_t{0});
-        for (std::size_t t = i * block; t < std::min(tokens, (i + 1) * block); ++t) {
-            T* row = tile + t * count;
+    if (fired == nullptr) fired = scratch.allocate<std::uint32_t>(count);
+    std::fill_n(fired, count, std::uint32_t{0});
+    detail::add_tile_column_sums(device, scratch, fired, tokens, count, [&](std::size_t t, std::uint32_t* active) {
+        T* row = tile + t * count;
 #pragma omp simd
-            for (std::size_t j = 0; j < count; ++j) {
-                const T h = row[j] + b[j];
-                const bool is_active = detail::is_active(activation, h, latent_of(j));
-                row[j] = is_active || detail::is_everywhere<Activation>()
-                             ? detail::value_of(activation, h, latent_of(j))
-                             : T(0);
-                active[j] += is_active;
-            }
+        for (std::size_t j = 0; j < count; ++j) {
+            const T h = row[j] + b[j];
+            const bool is_active = detail::is_active(activation, h, latent_of(j));
+            row[j] =
+                is_active || detail::is_everywhere<Activation>() ? detail::value_of(activation, h, latent_of(j)) : T(0);
+            active[j] += is_active;
         }
     });
-    if (fired != nullptr) {
-        std::fill_n(fired, count, std::uint32_t{0});
-        for (std::size_t i = 0; i < blocks; ++i)
-            for (std::size_t j = 0; j < count; ++j) fired[j] += partial[i * count + j];
-    }
     scratch.release_to(mark);
 }
 
