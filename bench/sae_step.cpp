@@ -1,5 +1,5 @@
 // One training step beside its floors, measured in the same process: the bare encoder GEMM and Adam's sweep at copy
-// speed (what a step on sparse codes cannot avoid), and five bare GEMMs (what a dense step cannot). peak_mib is the
+// speed (what a step on sparse codes cannot avoid, with what the entries read), and five bare GEMMs (what a dense step cannot). peak_mib is the
 // most memory the process held during the steps.
 #include <algorithm>
 #include <chrono>
@@ -32,7 +32,7 @@ double least_seconds(int times, const F& f) {
 }
 
 struct floors {
-    double encoder_gemm, five_gemms, adam_sweep;  // seconds
+    double encoder_gemm, five_gemms, adam_sweep, copy_bytes_per_s;  // seconds but for the last
 };
 
 floors measure_floors(cpu& device, const sizes& s, const float* x, const float* W) {
@@ -49,7 +49,7 @@ floors measure_floors(cpu& device, const sizes& s, const float* x, const float* 
         const std::size_t piece = F * d / 64;
         device.parallel_for(64, [&](std::size_t i) { std::copy_n(W + i * piece, piece, rows.data() + i * piece); });
     });
-    return {encode, 2 * encode + decode + 2 * weights, 2 * 3 * copy};
+    return {encode, 2 * encode + decode + 2 * weights, 2 * 3 * copy, 2.0 * double(F * d) * sizeof(float) / copy};
 }
 
 // The most memory this process has held since the last call, in MiB (0 where the system does not say).
@@ -112,7 +112,11 @@ void sae_step(benchmark::State& state, codes_form form = codes_form::by_density,
     state.counters["encoder_gemm_s"] = floor.encoder_gemm;
     state.counters["adam_sweep_s"] = floor.adam_sweep;
     state.counters["five_gemms_s"] = floor.five_gemms;
-    state.counters["x_floor"] = median / (floor.encoder_gemm + floor.adam_sweep);
+    // For each entry of the codes a row of d floats is read four times: to decode, for the gradient of the value, and for
+    // the rows of both weight gradients.
+    const double sparse = 4 * m.l0 * double(s.tokens * s.d) * sizeof(float) / floor.copy_bytes_per_s;
+    state.counters["sparse_traffic_s"] = sparse;
+    state.counters["x_floor"] = median / (floor.encoder_gemm + floor.adam_sweep + sparse);
     state.counters["x_five_gemms"] = median / floor.five_gemms;
     state.counters["peak_mib"] = peak;
     state.counters["parameters_and_moments_mib"] = double(s.latents * s.d) * 2 * 3 * 4 / 1048576.0;

@@ -12,6 +12,10 @@
 
 namespace psae {
 
+// Whether encoders screen pre-activations by a product of bf16 before they compute those that matter in float. The codes
+// are the same to the rounding of float.
+enum class screening { where_faster, never, always };
+
 struct cpu {
     static constexpr space memory = space::host;
 
@@ -30,6 +34,7 @@ struct cpu {
     }
 
     int threads;
+    psae::screening screening = psae::screening::where_faster;
 
 private:
     // Not inlined: a task is compiled once, not for each of the loops above.

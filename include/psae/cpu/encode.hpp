@@ -1,49 +1,28 @@
 #pragma once
 // Encode and select on the CPU. The pre-activations h = x W^T + b are made for one chunk of latents at a time, and what
 // the activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
+//
+// Where the machine is faster at products of bf16, the pre-activations are screened by such a product: it says between
+// which bounds h lies, latents that cannot be kept whatever h is are dropped, and h is computed in float for the others
+// alone (pre_activations.hpp). What is kept is the same.
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/gemm.hpp>
+#include <psae/cpu/pre_activations.hpp>
 #include <psae/stage/activation.hpp>
 
 namespace psae {
 
 namespace detail {
-
-// Latents per chunk so that a tile [tokens, chunk] of floats takes about 4 MiB.
-inline std::size_t encode_chunk(std::size_t tokens) {
-    const std::size_t chunk = (std::size_t{1} << 20) / std::max<std::size_t>(tokens, 1) / 64 * 64;
-    return std::clamp<std::size_t>(chunk, 128, 1024);
-}
-
-// Calls f(first, count, tile) for each chunk; tile: [tokens, count] pre-activations without the bias.
-// With a set, only its latents are encoded, and first and count are positions in the set.
-template <class T, class F>
-void each_encode_chunk(cpu& device, arena<>& scratch, const T* x, std::size_t tokens, std::size_t d, const T* W,
-                       std::size_t latents, const latent_set* among, const F& f) {
-    const std::size_t total = among == nullptr ? latents : *among->count;
-    const std::size_t chunk = encode_chunk(tokens);
-    T* tile = scratch.allocate<T>(tokens * chunk);
-    T* gathered = among == nullptr ? nullptr : scratch.allocate<T>(chunk * d);
-    for (std::size_t first = 0; first < total; first += chunk) {
-        const std::size_t count = std::min(chunk, total - first);
-        const T* rows = W + first * d;
-        if (among != nullptr) {
-            for (std::size_t j = 0; j < count; ++j)
-                std::copy_n(W + std::size_t{among->index[first + j]} * d, d, gathered + j * d);
-            rows = gathered;
-        }
-        gemm(device, false, true, tokens, count, d, T(1), x, d, rows, d, T(0), tile, count);
-        f(first, count, static_cast<const T*>(tile));
-    }
-}
 
 // Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Both passes over a block are without
 // branches: most blocks hold no hit, and those that do would be mispredicted at every other entry.
@@ -152,252 +131,378 @@ void add_latent_view(arena<>& scratch, codes_view<T>& z) {
     z.entry_by_latent = entries;
 }
 
-// Codes of x [tokens, d] under an elementwise activation: entries where activation.active(h), with activation.value(h).
-template <class T, class Activation>
-requires detail::elementwise<Activation>
-void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
-            const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
+namespace detail {
+
+// Codes of the pre-activations `pre` under an elementwise activation: entries where activation.active(h), with
+// activation.value(h).
+template <class T, class Pre, class Activation>
+requires elementwise<Activation>
+void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens, Pre& pre,
+            const encoded_latents& latent_of, const Activation& activation) {
     struct piece {
-        std::size_t* starts;  // [tokens + 1] of this chunk's entries
+        std::size_t* starts;  // [tokens + 1]: where this chunk's entries of a token begin, with room up to the next
+        std::uint32_t* counts;
         std::uint32_t* latent;
         T* value;
         piece* next;
     };
     piece *head = nullptr, **tail = &head;
-    T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
-    detail::each_encode_chunk(
-        device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
-            const auto latent_of = [&](std::size_t j) {
-                return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+    pre.each_chunk([&](auto chunk) {
+        auto* p =
+            new (scratch.allocate<piece>(1)) piece{scratch.allocate<std::size_t>(tokens + 1),
+                                                   scratch.allocate<std::uint32_t>(tokens), nullptr, nullptr, nullptr};
+        const auto wanted = [&](const auto& row) {
+            return [&activation, row, first = chunk.first, &latent_of](std::size_t j) {
+                return is_active(activation, row.high(j), latent_of[first + j]);
             };
-            for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
-            auto* p = new (scratch.allocate<piece>(1))
-                piece{scratch.allocate<std::size_t>(tokens + 1), nullptr, nullptr, nullptr};
-            detail::each_token(device, tokens, [&](std::size_t t) {
-                const T* h = tile + t * count;
-                std::size_t active = 0;
-                for (std::size_t j = 0; j < count; ++j)
-                    active += detail::is_active(activation, h[j] + bias[j], latent_of(j));
-                p->starts[t + 1] = active;
+        };
+        const auto count = [&] {
+            each_token(device, tokens, [&](std::size_t t) {
+                const auto is_wanted = wanted(chunk(t));
+                std::uint32_t number = 0;
+#pragma omp simd reduction(+ : number)
+                for (std::size_t j = 0; j < chunk.count; ++j) number += is_wanted(j);
+                p->starts[t + 1] = number;
             });
             p->starts[0] = 0;
             for (std::size_t t = 0; t < tokens; ++t) p->starts[t + 1] += p->starts[t];
-            p->latent = scratch.allocate<std::uint32_t>(p->starts[tokens]);
-            p->value = scratch.allocate<T>(p->starts[tokens]);
-            detail::each_token(device, tokens, [&](std::size_t t) {
-                const T* h = tile + t * count;
-                std::size_t place = p->starts[t];
-                if (place == p->starts[t + 1]) return;
-                detail::each_hit(
-                    count, [&](std::size_t j) { return detail::is_active(activation, h[j] + bias[j], latent_of(j)); },
-                    [&](std::size_t j) {
-                        p->latent[place] = latent_of(j);
-                        p->value[place++] = detail::value_of(activation, h[j] + bias[j], latent_of(j));
-                    });
-            });
-            *tail = p;
-            tail = &p->next;
+        };
+        count();
+        if constexpr (Pre::is_screened)
+            if (!chunk.is_exact && Pre::too_many(p->starts[tokens], tokens * chunk.count)) {
+                pre.make_exact(chunk);
+                count();
+            }
+        p->latent = scratch.allocate<std::uint32_t>(p->starts[tokens]);
+        p->value = scratch.allocate<T>(p->starts[tokens]);
+        each_token(device, tokens, [&](std::size_t t) {
+            std::size_t place = p->starts[t];
+            if (place != p->starts[t + 1]) {
+                const auto row = chunk(t);
+                each_hit(chunk.count, wanted(row), [&](std::size_t j) {
+                    const std::uint32_t latent = latent_of[chunk.first + j];
+                    const T h = pre.exactly(t, latent, row.low(j), row.high(j));
+                    if (Pre::is_screened && !is_active(activation, h, latent)) return;
+                    p->latent[place] = latent;
+                    p->value[place++] = value_of(activation, h, latent);
+                });
+            }
+            p->counts[t] = static_cast<std::uint32_t>(place - p->starts[t]);
         });
+        *tail = p;
+        tail = &p->next;
+    });
     auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
     std::fill(offsets, offsets + tokens + 1, std::size_t{0});
     for (const piece* p = head; p != nullptr; p = p->next)
-        for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] += p->starts[t + 1] - p->starts[t];
+        for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] += p->counts[t];
     for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] += offsets[t];
     auto* latent = scratch.allocate<std::uint32_t>(offsets[tokens]);
     auto* value = scratch.allocate<T>(offsets[tokens]);
-    detail::each_token(device, tokens, [&](std::size_t t) {
+    each_token(device, tokens, [&](std::size_t t) {
         std::size_t place = offsets[t];
         for (const piece* p = head; p != nullptr; p = p->next) {
-            const std::size_t count = p->starts[t + 1] - p->starts[t];
-            std::copy_n(p->latent + p->starts[t], count, latent + place);
-            std::copy_n(p->value + p->starts[t], count, value + place);
-            place += count;
+            std::copy_n(p->latent + p->starts[t], p->counts[t], latent + place);
+            std::copy_n(p->value + p->starts[t], p->counts[t], value + place);
+            place += p->counts[t];
         }
     });
-    z.tokens = tokens;
-    z.latents = latents;
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
 }
 
-// Codes of x under a top-k activation: per token the k largest activation.value(h) (by activation.rank(value, latent)
+// A latent that may be kept: its pre-activation lies between low and high, which are the same where it is known.
+template <class T>
+struct candidate {
+    T low, high;
+    std::uint32_t latent;
+};
+
+// The same under a top-k activation: per token the k largest activation.value(h) (by activation.rank(value, latent)
 // where it has one), ties to the lower latent; entries that activation.active refuses (values that a rectified top-k
 // sets to zero) are left out.
-template <class T, class Activation>
-requires detail::selects_per_token<Activation>
-void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
-            const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
-    struct candidate {
-        T value;
-        std::uint32_t latent;
-    };
-    const auto before = [&](const candidate& a, const candidate& c) {
-        const T ra = detail::rank_of(activation, a.value, a.latent),
-                rc = detail::rank_of(activation, c.value, c.latent);
+template <class T, class Pre, class Activation>
+requires selects_per_token<Activation>
+void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens, Pre& pre,
+            const encoded_latents& latent_of, const Activation& activation) {
+    using candidate = detail::candidate<T>;
+    const auto rank = [&](T h, std::uint32_t latent) { return rank_of(activation, activation.value(h), latent); };
+    const auto by_low = [&](const candidate& a, const candidate& c) {
+        const T ra = rank(a.low, a.latent), rc = rank(c.low, c.latent);
         return ra > rc || (ra == rc && a.latent < c.latent);
     };
-    const std::size_t k = std::min(activation.k, among == nullptr ? latents : *among->count);
-    const std::size_t capacity = 2 * k + 64;
+    const std::size_t k = std::min(activation.k, latent_of.count), capacity = 2 * k + 64;
     auto* candidates = scratch.allocate<candidate>(tokens * capacity);
     auto* counts = scratch.allocate<std::size_t>(tokens);
-    auto* bounds = scratch.allocate<T>(tokens);  // the k-th rank so far: nothing at or below it can still enter
+    auto* bounds =
+        scratch.allocate<T>(tokens);  // the k-th rank so far at least: nothing at or below it can still enter
     constexpr T unbounded = -std::numeric_limits<T>::infinity();
     std::fill(counts, counts + tokens, std::size_t{0});
     std::fill(bounds, bounds + tokens, unbounded);
+    std::atomic<std::size_t> computed = 0;
+    const auto make_exact = [&](std::size_t t) {
+        candidate* own = candidates + t * capacity;
+        std::size_t here = 0;
+        for (candidate* c = own; c != own + counts[t]; ++c) {
+            here += c->low != c->high;
+            c->low = c->high = pre.exactly(t, c->latent, c->low, c->high);
+        }
+        computed += here;
+    };
+    // Drops what cannot be among the k.
     const auto prune = [&](std::size_t t) {
         candidate* own = candidates + t * capacity;
-        if (counts[t] > k) std::nth_element(own, own + k, own + counts[t], before);
-        if (counts[t] >= k && k > 0) {
-            counts[t] = k;
-            const candidate& last = *std::max_element(own, own + k, before);
-            bounds[t] = detail::rank_of(activation, last.value, last.latent);
-        }
+        if (k == 0 || counts[t] < k) return;
+        std::nth_element(own, own + (k - 1), own + counts[t], by_low);
+        bounds[t] = rank(own[k - 1].low, own[k - 1].latent);
+        counts[t] = k + static_cast<std::size_t>(std::remove_if(own + k, own + counts[t],
+                                                                [&](const candidate& c) {
+                                                                    return c.low == c.high ||
+                                                                           rank(c.high, c.latent) < bounds[t];
+                                                                }) -
+                                                 (own + k));
     };
-    T* bias = scratch.allocate<T>(detail::encode_chunk(tokens));
     if (k > 0)
-        detail::each_encode_chunk(
-            device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
-                const auto latent_of = [&](std::size_t j) {
-                    return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
-                };
-                for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
-                detail::each_token(device, tokens, [&](std::size_t t) {
-                    const T* h = tile + t * count;
-                    candidate* own = candidates + t * capacity;
-                    std::size_t have = counts[t];
-                    T bound = bounds[t];
-                    detail::each_hit(
-                        count,
-                        [&](std::size_t j) {
-                            const T pre = h[j] + bias[j];
-                            return int{detail::is_active(activation, pre, latent_of(j))} &
-                                   int{detail::rank_of(activation, activation.value(pre), latent_of(j)) > bound};
-                        },
-                        [&](std::size_t j) {
-                            own[have++] = {activation.value(h[j] + bias[j]), latent_of(j)};
-                            if (have < capacity) return;
-                            counts[t] = have;
+        pre.each_chunk([&](const auto& chunk) {
+            each_token(device, tokens, [&](std::size_t t) {
+                const auto row = chunk(t);
+                candidate* own = candidates + t * capacity;
+                std::size_t have = counts[t];
+                T bound = bounds[t];
+                each_hit(
+                    chunk.count,
+                    [&, row](std::size_t j) {
+                        const std::uint32_t latent = latent_of[chunk.first + j];
+                        const T h = row.high(j);
+                        return int{is_active(activation, h, latent)} & int{rank(h, latent) > bound};
+                    },
+                    [&](std::size_t j) {
+                        own[have++] = {row.low(j), row.high(j), latent_of[chunk.first + j]};
+                        if (have < capacity) return;
+                        counts[t] = have;
+                        prune(t);
+                        if (counts[t] == capacity) {  // the bounds do not tell them apart
+                            make_exact(t);
                             prune(t);
-                            have = counts[t];
-                            bound = bounds[t];
-                        });
-                    counts[t] = have;
-                    if (have >= k && bound == unbounded) prune(t);
-                });
+                        }
+                        have = counts[t];
+                        bound = bounds[t];
+                    });
+                counts[t] = have;
+                if (have >= k && bound == unbounded) prune(t);
             });
-    detail::each_token(device, tokens, prune);
+            if constexpr (Pre::is_screened)
+                if (Pre::too_many(computed, tokens * latent_of.count)) pre.give_up();
+        });
+    each_token(device, tokens, [&](std::size_t t) {
+        if constexpr (Pre::is_screened) {
+            prune(t);
+            make_exact(t);
+        }
+        prune(t);
+        candidate* own = candidates + t * capacity;
+        if constexpr (Pre::is_screened)
+            counts[t] = static_cast<std::size_t>(
+                std::remove_if(own, own + counts[t],
+                               [&](const candidate& c) { return !is_active(activation, c.low, c.latent); }) -
+                own);
+        std::sort(own, own + counts[t], [](const candidate& a, const candidate& c) { return a.latent < c.latent; });
+    });
     auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
     offsets[0] = 0;
     for (std::size_t t = 0; t < tokens; ++t) offsets[t + 1] = offsets[t] + counts[t];
     auto* latent = scratch.allocate<std::uint32_t>(offsets[tokens]);
     auto* value = scratch.allocate<T>(offsets[tokens]);
-    detail::each_token(device, tokens, [&](std::size_t t) {
-        candidate* own = candidates + t * capacity;
-        std::sort(own, own + counts[t], [](const candidate& a, const candidate& c) { return a.latent < c.latent; });
+    each_token(device, tokens, [&](std::size_t t) {
+        const candidate* own = candidates + t * capacity;
         for (std::size_t i = 0; i < counts[t]; ++i) {
             latent[offsets[t] + i] = own[i].latent;
-            value[offsets[t] + i] = own[i].value;
+            value[offsets[t] + i] = activation.value(own[i].low);
         }
     });
-    z.tokens = tokens;
-    z.latents = latents;
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
 }
 
-// Codes of x under a top-k of the whole batch: the entries with the largest ranks, activation.batch_entries(tokens) of
+// Numbers of 16 bits that rise with a floating-point number, and the least number that has one.
+inline std::uint32_t rising_key(float rank) {
+    const auto bits = std::bit_cast<std::uint32_t>(rank);
+    return (bits ^ (bits >> 31 != 0 ? ~std::uint32_t{0} : std::uint32_t{1} << 31)) >> 16;
+}
+inline float least_of_key(std::uint32_t key) {
+    const std::uint32_t bits = key << 16;
+    return std::bit_cast<float>(bits ^ (bits >> 31 != 0 ? std::uint32_t{1} << 31 : ~std::uint32_t{0}));
+}
+
+// The same under a top-k of the whole batch: the entries with the largest ranks, activation.batch_entries(tokens) of
 // them at most; of equal ones those of lower latents, then of earlier tokens. Returns the least rank kept (0 if none
 // was).
-template <class T, class Activation>
-requires detail::selects_per_batch<Activation> T encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x,
-                                                        std::size_t tokens, std::size_t d, const T* W, const T* b,
-                                                        std::size_t latents, const Activation& activation,
-                                                        const latent_set* among) {
-    struct candidate {
-        T rank, value;
-        std::uint32_t latent, token;
+template <class T, class Pre, class Activation>
+requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
+                                                Pre& pre, const encoded_latents& latent_of,
+                                                const Activation& activation) {
+    struct batch_candidate : candidate<T> {
+        std::uint32_t token;
     };
-    const auto before = [](const candidate& a, const candidate& c) {
-        if (a.rank != c.rank) return a.rank > c.rank;
+    const auto rank = [&](T h, std::uint32_t latent) { return rank_of(activation, activation.value(h), latent); };
+    const auto by_low = [&](const batch_candidate& a, const batch_candidate& c) {
+        const T ra = rank(a.low, a.latent), rc = rank(c.low, c.latent);
+        if (ra != rc) return ra > rc;
         return a.latent != c.latent ? a.latent < c.latent : a.token < c.token;
     };
-    const std::size_t columns = among == nullptr ? latents : *among->count, chunk = detail::encode_chunk(tokens);
-    const std::size_t wanted = std::min(activation.batch_entries(tokens), tokens * columns);
-    // The candidates are cut down to those wanted when there are half as many again, so a chunk finds this much room.
-    auto* candidates = scratch.allocate<candidate>(wanted + wanted / 2 + tokens * std::min(chunk, columns));
+    const std::size_t chunk_room = tokens * std::min(encode_chunk(tokens), latent_of.count);
+    const std::size_t wanted = std::min(activation.batch_entries(tokens), tokens * latent_of.count);
+    const std::size_t most = wanted + wanted / 2;  // what may stay behind a chunk
+    auto* candidates = scratch.allocate<batch_candidate>(most + chunk_room);
     auto* starts = scratch.allocate<std::size_t>(tokens + 1);
-    T* bias = scratch.allocate<T>(chunk);
     std::size_t have = 0;
     T bound = -std::numeric_limits<T>::infinity();  // nothing at or below it can still come in
+
+    constexpr std::size_t keys = std::size_t{1} << 16, block = std::size_t{1} << 16;
+    auto* histograms = scratch.allocate<std::uint32_t>(keys * ((most + chunk_room) / block + 1));
+    const auto each_block = [&](const auto& f) {  // f(block, first, end)
+        device.parallel_for((have + block - 1) / block,
+                            [&](std::size_t b) { f(b, b * block, std::min(have, (b + 1) * block)); });
+    };
+    const auto make_exact = [&] {
+        std::atomic<std::size_t> computed = 0;
+        each_block([&](std::size_t, std::size_t first, std::size_t end) {
+            std::size_t here = 0;
+            for (std::size_t i = first; i < end; ++i) {
+                batch_candidate& c = candidates[i];
+                here += c.low != c.high;
+                c.low = c.high = pre.exactly(c.token, c.latent, c.low, c.high);
+            }
+            computed += here;
+        });
+        return computed.load();
+    };
+    // Drops most of what cannot be among those wanted: the bound is the foot of the histogram's bin they end in.
     const auto prune = [&] {
         if (have <= wanted) return;
-        std::nth_element(candidates, candidates + wanted - 1, candidates + have, before);
-        have = wanted;
-        bound = candidates[wanted - 1].rank;
+        each_block([&](std::size_t b, std::size_t first, std::size_t end) {
+            std::uint32_t* own = histograms + b * keys;
+            std::fill_n(own, keys, std::uint32_t{0});
+            for (std::size_t i = first; i < end; ++i)
+                ++own[rising_key(static_cast<float>(rank(candidates[i].low, candidates[i].latent)))];
+        });
+        std::size_t above = 0, key = keys;
+        while (above < wanted) {
+            --key;
+            for (std::size_t b = 0; b * block < have; ++b) above += histograms[b * keys + key];
+        }
+        // A rank of double that was rounded up into its bin may stand below its foot.
+        bound = static_cast<T>(least_of_key(static_cast<std::uint32_t>(key)));
+        if constexpr (!std::is_same_v<T, float>) bound = std::nextafter(static_cast<float>(bound), -INFINITY);
+        have = static_cast<std::size_t>(
+            std::remove_if(candidates, candidates + have,
+                           [&](const batch_candidate& c) { return rank(c.high, c.latent) < bound; }) -
+            candidates);
     };
+    const auto keep_exactly = [&] {
+        if (have <= wanted) return;
+        std::nth_element(candidates, candidates + (wanted - 1), candidates + have, by_low);
+        have = wanted;
+        bound = rank(candidates[wanted - 1].low, candidates[wanted - 1].latent);
+    };
+    std::size_t computed = 0;
     if (wanted > 0)
-        detail::each_encode_chunk(
-            device, scratch, x, tokens, d, W, latents, among, [&](std::size_t first, std::size_t count, const T* tile) {
-                const auto latent_of = [&](std::size_t j) {
-                    return among == nullptr ? static_cast<std::uint32_t>(first + j) : among->index[first + j];
+        pre.each_chunk([&](const auto& chunk) {
+            const auto comes_in = [&](const auto& row) {
+                return [&, row](std::size_t j) {
+                    const std::uint32_t latent = latent_of[chunk.first + j];
+                    const T h = row.high(j);
+                    return int{is_active(activation, h, latent)} & int{rank(h, latent) > bound};
                 };
-                for (std::size_t j = 0; j < count; ++j) bias[j] = b[latent_of(j)];
-                const auto comes_in = [&](std::size_t t, std::size_t j) {
-                    const T h = tile[t * count + j] + bias[j];
-                    return int{detail::is_active(activation, h, latent_of(j))} &
-                           int{detail::rank_of(activation, activation.value(h), latent_of(j)) > bound};
-                };
-                detail::each_token(device, tokens, [&](std::size_t t) {
-                    int number = 0;
+            };
+            each_token(device, tokens, [&](std::size_t t) {
+                const auto is_in = comes_in(chunk(t));
+                int number = 0;
 #pragma omp simd reduction(+ : number)
-                    for (std::size_t j = 0; j < count; ++j) number += comes_in(t, j);
-                    starts[t + 1] = static_cast<std::size_t>(number);
-                });
-                starts[0] = have;
-                for (std::size_t t = 0; t < tokens; ++t) starts[t + 1] += starts[t];
-                detail::each_token(device, tokens, [&](std::size_t t) {
-                    candidate* own = candidates + starts[t];
-                    detail::each_hit(
-                        count, [&](std::size_t j) { return comes_in(t, j); },
-                        [&](std::size_t j) {
-                            const T value = activation.value(tile[t * count + j] + bias[j]);
-                            *own++ = {detail::rank_of(activation, value, latent_of(j)), value, latent_of(j),
-                                      static_cast<std::uint32_t>(t)};
-                        });
-                });
-                have = starts[tokens];
-                if (have > wanted + wanted / 2) prune();
+                for (std::size_t j = 0; j < chunk.count; ++j) number += is_in(j);
+                starts[t + 1] = static_cast<std::size_t>(number);
             });
+            starts[0] = have;
+            for (std::size_t t = 0; t < tokens; ++t) starts[t + 1] += starts[t];
+            each_token(device, tokens, [&](std::size_t t) {
+                const auto row = chunk(t);
+                batch_candidate* own = candidates + starts[t];
+                if (starts[t] != starts[t + 1])
+                    each_hit(chunk.count, comes_in(row), [&](std::size_t j) {
+                        *own++ = {{row.low(j), row.high(j), latent_of[chunk.first + j]}, static_cast<std::uint32_t>(t)};
+                    });
+            });
+            have = starts[tokens];
+            if (have > wanted + wanted / 4) prune();
+            if (have > most) {  // the bounds, or the bins, do not tell them apart
+                computed += make_exact();
+                keep_exactly();
+            }
+            if constexpr (Pre::is_screened)
+                if (Pre::too_many(computed, tokens * latent_of.count)) pre.give_up();
+        });
     prune();
+    make_exact();
+    keep_exactly();
+    if constexpr (Pre::is_screened)
+        have = static_cast<std::size_t>(
+            std::remove_if(candidates, candidates + have,
+                           [&](const batch_candidate& c) { return !is_active(activation, c.low, c.latent); }) -
+            candidates);
 
     auto* offsets = scratch.allocate<std::size_t>(tokens + 2);
     std::fill(offsets, offsets + tokens + 2, std::size_t{0});
     for (std::size_t i = 0; i < have; ++i) ++offsets[candidates[i].token + 2];
     for (std::size_t t = 2; t < tokens + 2; ++t) offsets[t] += offsets[t - 1];
-    auto* by_token = scratch.allocate<candidate>(have);
-    T least = have > 0 ? candidates[0].rank : T(0);
+    auto* by_token = scratch.allocate<batch_candidate>(have);
+    T least = have > 0 ? std::numeric_limits<T>::infinity() : T(0);
     for (std::size_t i = 0; i < have; ++i) {
         by_token[offsets[candidates[i].token + 1]++] = candidates[i];
-        least = std::min(least, candidates[i].rank);
+        least = std::min(least, rank(candidates[i].low, candidates[i].latent));
     }
     auto* latent = scratch.allocate<std::uint32_t>(have);
     auto* value = scratch.allocate<T>(have);
-    detail::each_token(device, tokens, [&](std::size_t t) {
+    each_token(device, tokens, [&](std::size_t t) {
         std::sort(by_token + offsets[t], by_token + offsets[t + 1],
-                  [](const candidate& a, const candidate& c) { return a.latent < c.latent; });
+                  [](const candidate<T>& a, const candidate<T>& c) { return a.latent < c.latent; });
         for (std::size_t i = offsets[t]; i < offsets[t + 1]; ++i) {
             latent[i] = by_token[i].latent;
-            value[i] = by_token[i].value;
+            value[i] = activation.value(by_token[i].low);
         }
     });
-    z.tokens = tokens;
-    z.latents = latents;
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
     return least;
+}
+
+}  // namespace detail
+
+// Whether the pre-activations of so many tokens and latents are screened.
+template <class T, class Activation>
+bool screens(const cpu& device, std::size_t tokens, std::size_t latents, std::size_t d) {
+    if constexpr (!std::is_same_v<T, float> || !detail::is_rising<Activation>()) return false;
+    else if (device.screening != screening::where_faster) return device.screening == screening::always;
+    else return multiplies_bf16_faster() && double(tokens) * double(latents) * double(d) > 1e8;
+}
+
+// Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
+// `among` is null. Under a top-k of the whole batch it returns the least rank kept.
+template <class T, class Activation>
+auto encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
+            const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
+    z.tokens = tokens;
+    z.latents = latents;
+    const detail::encoded_latents encoded(latents, among);
+    if constexpr (std::is_same_v<T, float> && detail::is_rising<Activation>())
+        if (screens<T, Activation>(device, tokens, encoded.count, d)) {
+            detail::screened_pre_activations pre(device, scratch, x, tokens, d, W, b, encoded);
+            return detail::select(device, scratch, z, tokens, pre, encoded, activation);
+        }
+    detail::exact_pre_activations<T> pre(device, scratch, x, tokens, d, W, b, encoded);
+    return detail::select(device, scratch, z, tokens, pre, encoded, activation);
 }
 
 }  // namespace psae

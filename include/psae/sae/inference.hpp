@@ -86,6 +86,7 @@ namespace detail {
 
 // The activation of a trained gated SAE.
 struct gate {
+    static constexpr bool rising = true;
     const float *gate_bias, *scale, *bias;
     PSAE_FN float value(float h, std::size_t f) const { return scale[f] * (h - gate_bias[f]) + bias[f]; }
     PSAE_FN bool active(float h, std::size_t f) const { return (h > 0) & (value(h, f) > 0); }

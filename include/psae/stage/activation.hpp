@@ -5,7 +5,8 @@
 // `batch_entries(n)` for as many of a whole batch of n tokens, both among the active ones and by rank(value, latent)
 // where there is one. Of what does neither, `zero_is_inactive` says that no value kept is 0, so that a dense tile of
 // codes needs no mask, and `everywhere` that a tile may hold every h, active or not, since all that reads these codes
-// is 0 where they are not.
+// is 0 where they are not. `rising` says that active, value and rank rise with h (or stay): an encoder may then drop
+// latents by a bound of h.
 
 #include <cmath>
 #include <cstddef>
@@ -16,7 +17,7 @@
 namespace psae {
 
 struct relu {
-    static constexpr bool zero_is_inactive = true;
+    static constexpr bool zero_is_inactive = true, rising = true;
     template <class T>
     PSAE_FN bool active(T h) const {
         return h > 0;
@@ -80,7 +81,7 @@ struct weighted_batch_top_k : batch_top_k {
 // derivatives are: JumpReLU with the window of its pseudo-derivative. floor: [d_sae], read when the encoder runs.
 template <class T>
 struct above {
-    static constexpr bool everywhere = true;
+    static constexpr bool everywhere = true, rising = true;
     const T* floor;
     PSAE_FN bool active(T h, std::size_t latent) const { return h > floor[latent]; }
     PSAE_FN T value(T h) const { return h; }
@@ -125,6 +126,11 @@ concept selects_per_batch = requires(const A& a) {
 template <class A>
 concept elementwise = !selects_per_token<A> && !selects_per_batch<A>;
 
+template <class A>
+constexpr bool is_rising() {
+    if constexpr (requires { A::rising; }) return A::rising;
+    else return false;
+}
 template <class A>
 constexpr bool is_everywhere() {
     if constexpr (requires { A::everywhere; }) return A::everywhere;

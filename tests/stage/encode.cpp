@@ -1,0 +1,257 @@
+// Encoders that screen by bf16 keep the same codes as those that do not, and both what a plain sort keeps.
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <vector>
+
+#include <psae/core/random.hpp>
+#include <psae/cpu/encode.hpp>
+
+using namespace psae;
+
+namespace {
+
+struct problem {
+    std::size_t tokens, d, latents;
+    std::vector<float> x, W, b;
+    std::vector<std::uint32_t> among;  // empty: all
+};
+
+// Whole numbers of nine bits: bf16 rounds them, and sums in float are exact, so codes have to be equal to the bit.
+problem whole_numbers(std::size_t tokens, std::size_t d, std::size_t latents, std::uint64_t seed, double bias = 0) {
+    problem p{tokens, d, latents, {}, {}, {}, {}};
+    random_stream random(seed);
+    const auto draw = [&](std::vector<float>& v, std::size_t n) {
+        v.resize(n);
+        for (float& value : v) value = float(random.below(601)) - 300;
+    };
+    draw(p.x, tokens * d);
+    draw(p.W, latents * d);
+    draw(p.b, latents);
+    for (float& value : p.b) value += std::round(float(bias));
+    return p;
+}
+
+struct outcome {
+    std::vector<std::size_t> offsets;
+    std::vector<std::uint32_t> latent;
+    std::vector<float> value;
+    float least = 0;
+    bool operator==(const outcome&) const = default;
+};
+
+template <class Activation>
+outcome encoded(const problem& p, const Activation& activation, screening how, int threads = 2) {
+    cpu device(threads);
+    device.screening = how;
+    arena<> scratch;
+    codes_view<float> z;
+    outcome o;
+    const std::size_t count = p.among.size();
+    const latent_set among{p.among.data(), &count};
+    const auto run = [&] {
+        return encode(device, scratch, z, p.x.data(), p.tokens, p.d, p.W.data(), p.b.data(), p.latents, activation,
+                      count == 0 ? nullptr : &among);
+    };
+    if constexpr (detail::selects_per_batch<Activation>) o.least = run();
+    else run();
+    o.offsets.assign(z.offsets, z.offsets + p.tokens + 1);
+    o.latent.assign(z.latent, z.latent + z.entries());
+    o.value.assign(z.value, z.value + z.entries());
+    return o;
+}
+
+// What is active of each token by a plain product in double, ranked.
+struct ranked {
+    std::size_t token;
+    std::uint32_t latent;
+    float value, rank;
+};
+template <class Activation>
+std::vector<ranked> active_ones(const problem& p, const Activation& activation) {
+    std::vector<ranked> all;
+    for (std::size_t t = 0; t < p.tokens; ++t)
+        for (std::uint32_t f = 0; f < p.latents; ++f) {
+            if (!p.among.empty() && !std::binary_search(p.among.begin(), p.among.end(), f)) continue;
+            double sum = p.b[f];
+            for (std::size_t c = 0; c < p.d; ++c) sum += double(p.x[t * p.d + c]) * double(p.W[f * p.d + c]);
+            const auto h = static_cast<float>(sum);
+            if (!detail::is_active(activation, h, f)) continue;
+            const float value = detail::value_of(activation, h, f);
+            all.push_back({t, f, value, detail::rank_of(activation, value, f)});
+        }
+    return all;
+}
+
+outcome as_outcome(const problem& p, std::vector<ranked> kept, float least = 0) {
+    std::sort(kept.begin(), kept.end(), [](const ranked& a, const ranked& b) {
+        return a.token != b.token ? a.token < b.token : a.latent < b.latent;
+    });
+    outcome o{std::vector<std::size_t>(p.tokens + 1), {}, {}, least};
+    for (const ranked& r : kept) {
+        ++o.offsets[r.token + 1];
+        o.latent.push_back(r.latent);
+        o.value.push_back(r.value);
+    }
+    for (std::size_t t = 0; t < p.tokens; ++t) o.offsets[t + 1] += o.offsets[t];
+    return o;
+}
+
+template <class Activation>
+outcome expected(const problem& p, const Activation& activation) {
+    auto all = active_ones(p, activation);
+    if constexpr (detail::selects_per_token<Activation>) {
+        std::stable_sort(all.begin(), all.end(), [](const ranked& a, const ranked& b) {
+            return a.token != b.token ? a.token < b.token : a.rank > b.rank;
+        });
+        std::map<std::size_t, std::size_t> have;
+        std::erase_if(all, [&](const ranked& r) { return ++have[r.token] > activation.k; });
+        return as_outcome(p, all);
+    } else if constexpr (detail::selects_per_batch<Activation>) {
+        std::sort(all.begin(), all.end(), [](const ranked& a, const ranked& b) {
+            if (a.rank != b.rank) return a.rank > b.rank;
+            return a.latent != b.latent ? a.latent < b.latent : a.token < b.token;
+        });
+        all.resize(std::min(all.size(), activation.batch_entries(p.tokens)));
+        return as_outcome(p, all, all.empty() ? 0 : all.back().rank);
+    } else {
+        return as_outcome(p, all);
+    }
+}
+
+// Under every kind of activation.
+template <class F>
+void each_activation(const problem& p, std::size_t k, const F& f) {
+    std::vector<float> weight(p.latents), floor(p.latents);
+    for (std::size_t i = 0; i < p.latents; ++i) weight[i] = float(1 << (i % 3)), floor[i] = float(i % 7) * 20000;
+    const auto named = [&](const char* name, const auto& activation) {
+        INFO(name << ", " << p.tokens << " tokens, d " << p.d << ", " << p.latents << " latents, k " << k);
+        f(activation);
+    };
+    named("relu", relu{});
+    named("above", above<float>{floor.data()});
+    named("top_k", top_k(k));
+    named("weighted_top_k", weighted_top_k<float>{top_k(k), weight.data(), true});
+    named("weighted_top_k of any sign", weighted_top_k<float>{top_k(k), weight.data(), false});
+    named("batch_top_k", batch_top_k(double(k) * 0.9));
+    named("weighted_batch_top_k", weighted_batch_top_k<float>{batch_top_k(double(k)), weight.data()});
+}
+
+void check_all(const problem& p, std::size_t k) {
+    each_activation(p, k, [&](const auto& activation) {
+        const outcome wanted = expected(p, activation);
+        CHECK(encoded(p, activation, screening::never) == wanted);
+        CHECK(encoded(p, activation, screening::always) == wanted);
+        CHECK(encoded(p, activation, screening::always, 1) == wanted);
+    });
+}
+
+}  // namespace
+
+TEST_CASE("encoders keep what a plain sort keeps") {
+    check_all(whole_numbers(1, 8, 10, 1), 3);
+    check_all(whole_numbers(197, 64, 500, 2), 8);
+    check_all(whole_numbers(33, 37, 1500, 3), 40);
+    check_all(whole_numbers(300, 16, 3000, 4, -300000), 16);  // few are active
+}
+
+TEST_CASE("encoders of some latents keep what a plain sort keeps") {
+    auto p = whole_numbers(50, 48, 2000, 5);
+    for (std::uint32_t f = 3; f < p.latents; f += 7) p.among.push_back(f);
+    check_all(p, 9);
+}
+
+TEST_CASE("encoders at the edges: no active latent, only active ones, k above the number of latents") {
+    check_all(whole_numbers(40, 16, 300, 6, -1e7), 5);
+    check_all(whole_numbers(40, 16, 300, 7, 5e6), 5);
+    check_all(whole_numbers(40, 16, 300, 8), 300);
+    check_all(whole_numbers(40, 16, 300, 9), 1000);
+    check_all(whole_numbers(40, 16, 300, 10), 0);
+}
+
+TEST_CASE("encoders break ties by the lower latent") {
+    auto equal_latents = whole_numbers(60, 16, 2000, 11);  // all latents the same: bounds tell nothing apart
+    for (std::size_t f = 1; f < 2000; ++f) std::copy_n(equal_latents.W.begin(), 16, &equal_latents.W[f * 16]);
+    std::fill(equal_latents.b.begin(), equal_latents.b.end(), 7.0f);
+    check_all(equal_latents, 12);
+
+    auto equal_tokens = whole_numbers(60, 16, 900, 12);
+    for (std::size_t t = 1; t < 60; ++t) std::copy_n(equal_tokens.x.begin(), 16, &equal_tokens.x[t * 16]);
+    check_all(equal_tokens, 12);
+
+    auto few_values = whole_numbers(60, 16, 900, 13);
+    for (float& v : few_values.x) v = v > 0 ? 1 : -1;
+    for (float& v : few_values.W) v = v > 0 ? 1 : -1;
+    for (float& v : few_values.b) v = 0;
+    check_all(few_values, 12);
+
+    auto nothing = whole_numbers(60, 16, 900, 14);
+    for (auto* v : {&nothing.x, &nothing.W, &nothing.b}) std::fill(v->begin(), v->end(), 0.0f);
+    check_all(nothing, 12);
+}
+
+TEST_CASE("encoders that cannot be screened fall back") {
+    auto p = whole_numbers(40, 16, 700, 15);
+    for (float& v : p.x) v *= 0x1p100f;  // bounds would not be finite
+    each_activation(p, 6, [&](const auto& activation) {
+        CHECK(encoded(p, activation, screening::always) == encoded(p, activation, screening::never));
+    });
+    auto small = whole_numbers(40, 16, 700, 16);
+    for (float& v : small.x) v *= 0x1p-80f;  // squares vanish
+    for (float& v : small.b) v *= 0x1p-80f;
+    each_activation(small, 6, [&](const auto& activation) {
+        CHECK(encoded(small, activation, screening::always) == encoded(small, activation, screening::never));
+    });
+    auto broken = whole_numbers(40, 16, 700, 17);
+    broken.x[5 * 16 + 3] = std::numeric_limits<float>::quiet_NaN();
+    each_activation(broken, 6, [&](const auto& activation) {
+        const outcome z = encoded(broken, activation, screening::always);
+        CHECK(z == encoded(broken, activation, screening::never));
+        if constexpr (requires { activation.rectified; })
+            if (!activation.rectified) return;
+        CHECK(z.offsets[5] == z.offsets[6]);  // a NaN is above nothing
+    });
+}
+
+TEST_CASE("pre-activations lie between the bounds of their screening, which are narrow") {
+    for (const double outlier :
+         {1.0, 200.0}) {  // one dimension much larger than the others, as in CLIP's residual stream
+        problem p{197, 768, 700, {}, {}, {}, {}};
+        random_stream random(18);
+        p.x.resize(p.tokens * p.d), p.W.resize(p.latents * p.d), p.b.resize(p.latents);
+        for (float& v : p.x) v = float(random.normal());
+        for (float& v : p.W) v = float(random.normal()) / 28;
+        for (float& v : p.b) v = float(random.normal());
+        for (std::size_t t = 0; t < p.tokens; ++t) p.x[t * p.d + 11] *= float(outlier);
+        cpu device;
+        arena<> scratch;
+        const detail::encoded_latents latents(p.latents, nullptr);
+        detail::screened_pre_activations pre(device, scratch, p.x.data(), p.tokens, p.d, p.W.data(), p.b.data(),
+                                             latents);
+        double closest = 1e30, widest = 0;
+        std::size_t outside = 0;
+        pre.each_chunk([&](const auto& chunk) {
+            REQUIRE(!chunk.is_exact);
+            for (std::size_t t = 0; t < p.tokens; ++t)
+                for (std::size_t j = 0; j < chunk.count; ++j) {
+                    const std::size_t f = chunk.first + j;
+                    double h = p.b[f], xx = 0, ww = 0;
+                    for (std::size_t c = 0; c < p.d; ++c) {
+                        const double a = p.x[t * p.d + c], w = p.W[f * p.d + c];
+                        h += a * w, xx += a * a, ww += w * w;
+                    }
+                    const auto row = chunk(t);
+                    outside += !(row.low(j) <= h && h <= row.high(j));
+                    closest = std::min(closest, std::min(h - row.low(j), row.high(j) - h) / row.width(j));
+                    widest = std::max(widest, row.width(j) / (std::sqrt(xx * ww) + std::abs(p.b[f])));
+                    const float exact = pre.exactly(t, static_cast<std::uint32_t>(f), row.low(j), row.high(j));
+                    outside += !(std::abs(exact - h) < 1e-5 * std::sqrt(xx * ww));
+                }
+        });
+        CHECK(outside == 0);
+        CHECK(closest > 0);
+        CHECK(widest < 0x1p-7);  // twice the 2^-8 that rounding two factors of 8 bits can cost
+    }
+}
