@@ -83,10 +83,11 @@ void aim_at(Variant& sae, const sizes& s) {
 
 // range: d, latents, tokens, L0 (of TopK its k; of ReLU the mean, 0 for a random start). The step reported is the median.
 template <class Variant>
-void sae_step(benchmark::State& state, codes_form form = codes_form::by_density, std::size_t codes_mib = 0) {
+void sae_step(benchmark::State& state, const cpu& machine = cpu(), codes_form form = codes_form::by_density,
+              std::size_t codes_mib = 0) {
     const auto number = [&](int i) { return static_cast<std::size_t>(state.range(i)); };
     const sizes s{number(0), number(1), number(2), number(3)};
-    cpu device;
+    cpu device = machine;
     random_stream random(7);
     Variant sae(s.d, s.latents);
     sae.initialise(random);
@@ -115,8 +116,10 @@ void sae_step(benchmark::State& state, codes_form form = codes_form::by_density,
     // For each entry of the codes a row of d floats is read four times: to decode, for the gradient of the value, and for
     // the rows of both weight gradients.
     const double sparse = 4 * m.l0 * double(s.tokens * s.d) * sizeof(float) / floor.copy_bytes_per_s;
-    state.counters["sparse_traffic_s"] = sparse;
-    state.counters["x_floor"] = median / (floor.encoder_gemm + floor.adam_sweep + sparse);
+    if (s.l0 > 0) {
+        state.counters["sparse_traffic_s"] = sparse;
+        state.counters["x_floor"] = median / (floor.encoder_gemm + floor.adam_sweep + sparse);
+    }
     state.counters["x_five_gemms"] = median / floor.five_gemms;
     state.counters["peak_mib"] = peak;
     state.counters["parameters_and_moments_mib"] = double(s.latents * s.d) * 2 * 3 * 4 / 1048576.0;
@@ -126,7 +129,18 @@ void settings(benchmark::internal::Benchmark* b) {
     b->ArgNames({"d", "latents", "tokens", "l0"})->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(5);
 }
 void relu_step(benchmark::State& state, codes_form form, std::size_t codes_mib) {
-    sae_step<patchsae<>>(state, form, codes_mib);
+    sae_step<patchsae<>>(state, cpu(), form, codes_mib);
+}
+void relu_step_bf16(benchmark::State& state) {
+    cpu device;
+    device.products = precision::bf16;
+    sae_step<patchsae<>>(state, device);
+}
+template <class Variant>
+void step_unscreened(benchmark::State& state) {
+    cpu device;
+    device.screening = screening::never;
+    sae_step<Variant>(state, device);
 }
 void topk_step(benchmark::State& state) { sae_step<topk<>>(state); }
 void batch_topk_step(benchmark::State& state) { sae_step<batch_topk<>>(state); }
@@ -138,6 +152,10 @@ BENCHMARK_CAPTURE(relu_step, by_density, codes_form::by_density, 0)
 BENCHMARK(topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
 BENCHMARK(batch_topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
 BENCHMARK(matryoshka_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+// What the machine's bf16 is worth.
+BENCHMARK(relu_step_bf16)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {0}});
+BENCHMARK(step_unscreened<topk<>>)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step_unscreened<patchsae<>>)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
 // The crossover of the two forms of codes.
 BENCHMARK_CAPTURE(relu_step, entries, codes_form::entries, 0)
     ->Apply(settings)

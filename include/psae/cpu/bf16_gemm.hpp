@@ -9,6 +9,7 @@
 
 #include <psae/core/element.hpp>
 #include <psae/cpu/gemm.hpp>
+#include <psae/expr/node.hpp>
 
 namespace psae {
 
@@ -25,18 +26,30 @@ inline bool multiplies_bf16_faster() {
     return yes;
 }
 
-// C [M, N] = A [M, K] op(B): row-major and without gaps, for one shape. B is [N, K] where it is transposed, else [K, N].
+// C [M, N] = op(A) op(B), or C + op(A) op(B): row-major and without gaps, for one shape. What is transposed is stored as
+// [K, M] or [N, K].
 // For use by one thread at a time. A machine without instructions for bf16 multiplies the same numbers as floats.
 class bf16_product {
 public:
-    bf16_product(const cpu& device, bool transpose_b, std::size_t M, std::size_t N, std::size_t K)
-        : device_(device), transpose_b_(transpose_b), M_(M), N_(N), K_(K) {
+    bf16_product(const cpu& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
+                 write mode = write::overwrite)
+        : device_(device), transpose_a_(transpose_a), transpose_b_(transpose_b), M_(M), N_(N), K_(K), mode_(mode) {
         if (!has_instructions()) return;
         const auto i = [](std::size_t n) { return static_cast<dnnl_dim_t>(n); };
         const dnnl_dims_t of_a{i(M), i(K)}, of_b{i(K), i(N)}, of_c{i(M), i(N)};
-        const dnnl_dims_t along_a{i(K), 1}, along_b{transpose_b ? 1 : i(N), transpose_b ? i(K) : 1}, along_c{i(N), 1};
+        const dnnl_dims_t along_a{transpose_a ? 1 : i(K), transpose_a ? i(M) : 1},
+            along_b{transpose_b ? 1 : i(N), transpose_b ? i(K) : 1}, along_c{i(N), 1};
         const setting threads(device_.threads);
         check(dnnl_stream_create(out(stream_), engine(), dnnl_stream_default_flags));
+        owner<dnnl_primitive_attr_t> attributes;
+        check(dnnl_primitive_attr_create(out(attributes)));
+        if (mode == write::add) {
+            owner<dnnl_post_ops_t> after;
+            check(dnnl_post_ops_create(out(after)));
+            append_sum(after.get());
+            check(dnnl_primitive_attr_set_post_ops(attributes.get(), after.get()));
+        }
+        owner<dnnl_primitive_desc_t> how;
 #if DNNL_VERSION_MAJOR >= 3
         const auto description = [&](const dnnl_dims_t dims, dnnl_data_type_t type, const dnnl_dims_t strides) {
             dnnl_memory_desc_t made = nullptr;
@@ -46,8 +59,8 @@ public:
         const auto a = description(of_a, dnnl_bf16, along_a), b = description(of_b, dnnl_bf16, along_b),
                    c = description(of_c, dnnl_f32, along_c);
         const auto of = [](const auto& d) { return d.get(); };
-        owner<dnnl_primitive_desc_t> how;
-        check(dnnl_matmul_primitive_desc_create(out(how), engine(), a.get(), b.get(), nullptr, c.get(), nullptr));
+        check(dnnl_matmul_primitive_desc_create(out(how), engine(), a.get(), b.get(), nullptr, c.get(),
+                                                attributes.get()));
 #else
         const auto description = [&](const dnnl_dims_t dims, dnnl_data_type_t type, const dnnl_dims_t strides) {
             dnnl_memory_desc_t made;
@@ -59,8 +72,7 @@ public:
         const auto of = [](const dnnl_memory_desc_t& d) { return &d; };
         dnnl_matmul_desc_t product;
         check(dnnl_matmul_desc_init(&product, &a, &b, nullptr, &c));
-        owner<dnnl_primitive_desc_t> how;
-        check(dnnl_primitive_desc_create(out(how), &product, nullptr, engine(), nullptr));
+        check(dnnl_primitive_desc_create(out(how), &product, attributes.get(), engine(), nullptr));
 #endif
         check(dnnl_primitive_create(out(primitive_), how.get()));
         check(dnnl_memory_create(out(a_), of(a), engine(), DNNL_MEMORY_NONE));
@@ -73,8 +85,8 @@ public:
             std::vector<float> a(M_ * K_), b(N_ * K_);
             std::transform(A, A + a.size(), a.begin(), [](bf16 x) { return widen(x); });
             std::transform(B, B + b.size(), b.begin(), [](bf16 x) { return widen(x); });
-            gemm(device_, false, transpose_b_, M_, N_, K_, 1.0f, a.data(), K_, b.data(), transpose_b_ ? K_ : N_, 0.0f,
-                 C, N_);
+            gemm(device_, transpose_a_, transpose_b_, M_, N_, K_, 1.0f, a.data(), transpose_a_ ? M_ : K_, b.data(),
+                 transpose_b_ ? K_ : N_, mode_ == write::add ? 1.0f : 0.0f, C, N_);
             return;
         }
         check(dnnl_memory_set_data_handle(a_.get(), const_cast<bf16*>(A)));
@@ -93,6 +105,8 @@ private:
         void operator()(dnnl_primitive_t p) const { dnnl_primitive_destroy(p); }
         void operator()(dnnl_memory_t m) const { dnnl_memory_destroy(m); }
         void operator()(dnnl_primitive_desc_t d) const { dnnl_primitive_desc_destroy(d); }
+        void operator()(dnnl_primitive_attr_t a) const { dnnl_primitive_attr_destroy(a); }
+        void operator()(dnnl_post_ops_t p) const { dnnl_post_ops_destroy(p); }
 #if DNNL_VERSION_MAJOR >= 3
         void operator()(dnnl_memory_desc_t d) const { dnnl_memory_desc_destroy(d); }
 #endif
@@ -118,6 +132,13 @@ private:
         int before;
     };
 
+    static void append_sum(dnnl_post_ops_t after) {
+#if DNNL_VERSION_MAJOR >= 3
+        check(dnnl_post_ops_append_sum(after, 1.0f, 0, dnnl_data_type_undef));
+#else
+        check(dnnl_post_ops_append_sum(after, 1.0f));
+#endif
+    }
     static bool has_instructions() {
         return (static_cast<unsigned>(dnnl_get_effective_cpu_isa()) & dnnl_cpu_isa_avx512_core) ==
                static_cast<unsigned>(dnnl_cpu_isa_avx512_core);
@@ -136,11 +157,41 @@ private:
     }
 
     cpu device_;
-    bool transpose_b_;
+    bool transpose_a_, transpose_b_;
     std::size_t M_, N_, K_;
+    write mode_;
     owner<dnnl_stream_t> stream_;
     owner<dnnl_primitive_t> primitive_;
     owner<dnnl_memory_t> a_, b_, c_;
 };
+
+// out[i] = x[i] rounded. out, x: [count].
+inline void round_to_bf16(const cpu& device, bf16* out, const float* x, std::size_t count) {
+    constexpr std::size_t block = std::size_t{1} << 14;
+    device.parallel_for((count + block - 1) / block, [&](std::size_t b) {
+        const std::size_t end = std::min(count, (b + 1) * block);
+#pragma omp simd
+        for (std::size_t i = b * block; i < end; ++i) out[i] = to_bf16(x[i]);
+    });
+}
+
+// C [M, N] (+)= op(A) op(B) without gaps, in the precision of the device; rounded operands stand in scratch memory.
+template <class T>
+void product(const cpu& device, arena<>& scratch, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N,
+             std::size_t K, const T* A, const T* B, write mode, T* C) {
+    if constexpr (std::is_same_v<T, float>)
+        if (device.products == precision::bf16 && M * N * K > 0) {
+            const auto mark = scratch.position();
+            auto* a = scratch.allocate<bf16>(M * K);
+            auto* b = scratch.allocate<bf16>(N * K);
+            round_to_bf16(device, a, A, M * K);
+            round_to_bf16(device, b, B, N * K);
+            bf16_product(device, transpose_a, transpose_b, M, N, K, mode).run(a, b, C);
+            scratch.release_to(mark);
+            return;
+        }
+    gemm(device, transpose_a, transpose_b, M, N, K, T(1), A, transpose_a ? M : K, B, transpose_b ? K : N,
+         mode == write::add ? T(1) : T(0), C, N);
+}
 
 }  // namespace psae

@@ -67,7 +67,7 @@ template <class T, class Activation, class LatentOf>
 void encode_tile(cpu& device, arena<>& scratch, T* tile, std::uint32_t* fired, const T* x, std::size_t tokens,
                  std::size_t d, const T* W, const T* b, std::size_t count, const Activation& activation,
                  const LatentOf& latent_of) {
-    gemm(device, false, true, tokens, count, d, T(1), x, d, W, d, T(0), tile, count);
+    product(device, scratch, false, true, tokens, count, d, x, W, write::overwrite, tile);
     const auto mark = scratch.position();
     if (fired == nullptr) fired = scratch.allocate<std::uint32_t>(count);
     std::fill_n(fired, count, std::uint32_t{0});

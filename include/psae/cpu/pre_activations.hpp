@@ -160,7 +160,8 @@ public:
                 make_exact(c);
                 c.by_norm = c.by_rest = c.own = none;
             } else {
-                if (product_columns != count) product.emplace(device_, true, tokens_, product_columns = count, d_);
+                if (product_columns != count)
+                    product.emplace(device_, false, true, tokens_, product_columns = count, d_);
                 product->run(rounded_x_, rounded, tile);
             }
             f(c);

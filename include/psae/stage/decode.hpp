@@ -32,8 +32,8 @@ struct decode_stage {
         if (tile.first == 0)
             for (std::size_t i = 0; i < tile.tokens; ++i)
                 for (std::size_t c = 0; c < d; ++c) out.storage[i * d + c] = b == nullptr ? T(0) : b[c];
-        gemm(t.device(), false, false, tile.tokens, d, tile.count, T(1), tile.value, tile.count,
-             weights.data + tile.first * d, d, T(1), out.storage, d);
+        product(t.device(), t.arena(), false, false, tile.tokens, d, tile.count, tile.value,
+                weights.data + tile.first * d, write::add, out.storage);
     }
     template <class Tape>
     void backward(Tape& t) {
@@ -60,12 +60,11 @@ private:
     void backward_of_tile(Tape& t, T* dz, const T* g, write how) {
         const codes_tile<T>& tile = z.codes->tile;
         const std::size_t d = weights.cols(), n = tile.tokens, count = tile.count;
-        gemm(t.device(), false, true, n, count, d, T(1), g, d, weights.data + tile.first * d, d,
-             how == write::add ? T(1) : T(0), dz, count);
+        product(t.device(), t.arena(), false, true, n, count, d, g, weights.data + tile.first * d, how, dz);
         if (weights.adjoint == nullptr) return;
         T* rows = chunk_rows(t, *z.codes->support, *weights.adjoint, d);
-        gemm(t.device(), true, false, count, d, n, T(1), tile.value, count, g, d,
-             weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
+        product(t.device(), t.arena(), true, false, count, d, n, tile.value, g,
+                weights.adjoint->chunk.written ? write::add : write::overwrite, rows);
         weights.adjoint->chunk.written = true;
     }
 };

@@ -188,13 +188,13 @@ private:
                 if constexpr (column_sums_suffice<Input>::value)
                     weighted_row_sum(t.device(), t.arena(), sums, bias_gradient + first, rows_of_W, count, d, how);
                 else
-                    gemm(t.device(), false, false, n, d, count, T(1), g, count, rows_of_W, d,
-                         how == write::add ? T(1) : T(0), dx, d);
+                    product(t.device(), t.arena(), false, false, n, d, count, static_cast<const T*>(g), rows_of_W, how,
+                            dx);
             }
             if (weights.adjoint != nullptr) {
                 T* rows = chunk_rows(t, support, *weights.adjoint, d);
-                gemm(t.device(), true, false, count, d, n, T(1), g, count, x, d,
-                     weights.adjoint->chunk.written ? T(1) : T(0), rows, d);
+                product(t.device(), t.arena(), true, false, count, d, n, static_cast<const T*>(g),
+                        static_cast<const T*>(x), weights.adjoint->chunk.written ? write::add : write::overwrite, rows);
                 weights.adjoint->chunk.written = true;
             }
             for (auto* p = support.with_chunk; p != nullptr; p = p->next_with_chunk)
