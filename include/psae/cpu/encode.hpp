@@ -49,9 +49,10 @@ PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
 
 }  // namespace detail
 
-// Above this share of active latents tiles are faster than entries: four GEMMs more against work in proportion to the
-// entries. The crossover is flat; bench/sae_step.cpp measures it.
-inline double dense_from_share(const cpu&) { return 1.0 / 24; }
+// Above this share of active latents tiles are faster than entries (or nearly, and need less memory): products of whole
+// tiles against work in proportion to the entries. The two meet at 1/16 where products are float, 1/64 where they are
+// bf16; bench/sae_step.cpp measures it.
+inline double dense_from_share(const cpu& device) { return device.products == precision::bf16 ? 1.0 / 64 : 1.0 / 24; }
 
 // Latents of one dense tile: about 16 MiB of floats. An odd number of cache lines: a product with a transposed tile
 // reads it down its columns, and rows a power of two apart would share few sets of the cache (28% slower).
