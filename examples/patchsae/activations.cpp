@@ -1,5 +1,7 @@
 #include "activations.hpp"
 
+#include <zlib.h>
+
 namespace patchsae {
 
 namespace {
@@ -9,6 +11,20 @@ void require_finite(const std::vector<float>& x, std::size_t columns, const std:
         if (!std::isfinite(x[i]))
             throw psae::error("value is not finite",
                               fmt::format("{}, row {}, column {}", where, i / columns, i % columns));
+}
+
+// Of the vision tower's tensors: two models of one architecture differ in nothing else.
+unsigned long crc_of_weights(const std::filesystem::path& model) {
+    const psae::safetensors_directory weights(model);
+    unsigned long crc = 0;
+    for (const auto& file : weights.files())
+        for (const auto& e : file.entries())
+            if (e.name.starts_with("vision_model.")) {
+                stop_if_interrupted();
+                crc = crc_of(crc, e.name.data(), e.name.size());
+                crc = crc_of(crc, file.data(e), e.bytes);
+            }
+    return crc;
 }
 
 }  // namespace
@@ -35,6 +51,41 @@ std::vector<float> read_activations(const std::string& path, std::size_t& d) {
     auto x = psae::to_floats(a);
     require_finite(x, d, path);
     return x;
+}
+
+unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count) {
+    return crc32_z(crc, static_cast<const Bytef*>(bytes), count);
+}
+
+psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::vision_tower& tower, std::size_t layer,
+                                      const std::filesystem::path& model, const psae::preprocessing& how) {
+    unsigned long crc = 0;
+    for (const auto& file : list.files) {
+        const std::string name = file.filename().string();
+        std::error_code unreadable;  // reported when its turn to be read comes
+        const std::uint64_t bytes = std::filesystem::file_size(file, unreadable);
+        crc = crc_of(crc, name.c_str(), name.size() + 1);
+        crc = crc_of(crc, &bytes, sizeof bytes);
+    }
+    return {{"pictures", fmt::format("{}, names and sizes crc32 {:08x}", list.files.size(), crc)},
+            {"model", fmt::format("{}, weights crc32 {:08x}", tower.name(), crc_of_weights(model))},
+            {"layer", std::to_string(layer)},
+            {"preprocessing", fmt::format("crc32 {:08x}", crc_of(0, &how, sizeof how))}};
+}
+
+bool is_store(const std::filesystem::path& path) {
+    return std::filesystem::exists(path / "store.json") ||
+           (std::filesystem::exists(path / "metadata.json") && std::filesystem::exists(path / "shards.json"));
+}
+
+psae::token_kind token_kind_of(const std::string& name) {
+    return name == "cls"       ? psae::token_kind::cls
+           : name == "patches" ? psae::token_kind::patches
+                               : psae::token_kind::all;
+}
+void add_token_kind(CLI::App& app, std::string& kind) {
+    app.add_option("--token-kind", kind, "of a store: all tokens, the class tokens (cls) or the patches")
+        ->check(CLI::IsMember({"all", "cls", "patches"}));
 }
 
 std::size_t each_image_tokens(const psae::image_list& list, const image_options& options, const psae::cpu& device,

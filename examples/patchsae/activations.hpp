@@ -1,6 +1,8 @@
 #pragma once
 // Activations for the subcommands that take them from a file or from pictures.
 
+#include <psae/io/activation_store.hpp>
+
 #include "program.hpp"
 
 namespace patchsae {
@@ -13,6 +15,21 @@ std::size_t read_floats(const std::string& path, const char* name, const std::ve
 // Rows [N, d] of an .npy (any leading extents are flattened), or the array tokens of an .npz. Throws if a value is not
 // finite.
 std::vector<float> read_activations(const std::string& path, std::size_t& d);
+
+// Goes on with a CRC-32.
+unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count);
+
+// What decides the tokens of hidden state `layer` for the pictures of a list: their names (without folders) and sizes in
+// order, the model's architecture and vision weights, the preprocessing.
+psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::vision_tower& tower, std::size_t layer,
+                                      const std::filesystem::path& model, const psae::preprocessing& how);
+
+// True if a path is a store of activations, complete or not, or claims to be one.
+bool is_store(const std::filesystem::path& path);
+
+// The option --token-kind.
+psae::token_kind token_kind_of(const std::string& name);
+void add_token_kind(CLI::App& app, std::string& kind);
 
 // The tokens of the hooked layer for all pictures of the list, batch by batch: f(tower, tokens [count * T, d], indices
 // of the pictures). Returns the number of pictures skipped.

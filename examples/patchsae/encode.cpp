@@ -7,7 +7,7 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string sae, activations, out;
+    std::string sae, activations, token_kind = "all", out;
 };
 
 void run(state& s, const CLI::App& sub) {
@@ -32,7 +32,18 @@ void run(state& s, const CLI::App& sub) {
                 indptr.push_back(indptr.back() + std::int64_t(z.offsets[t + 1] - z.offsets[t]));
         }
     };
-    if (!s.activations.empty()) {
+    if (!s.activations.empty() && is_store(s.activations)) {
+        const psae::activation_store store(s.activations);
+        require_fit(sae, s.sae, store.columns(), s.activations);
+        psae::activation_store_source rows(store, {.sequential = true, .kind = token_kind_of(s.token_kind)});
+        constexpr std::size_t at_once = 4096;
+        std::vector<float> x(at_once * sae.d_in);
+        for (std::size_t first = 0; first < rows.rows(); first += at_once) {
+            const std::size_t n = std::min(at_once, rows.rows() - first);
+            rows.read(first, n, x.data());
+            add(x.data(), n);
+        }
+    } else if (!s.activations.empty()) {
         std::size_t d = 0;
         const auto rows = read_activations(s.activations, d);
         require_fit(sae, s.sae, d, s.activations);
@@ -71,12 +82,15 @@ void add_encode(CLI::App& app) {
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
     sub->add_option("--sae", s->sae, "SAE directory")->required();
-    sub->add_option("--activations", s->activations, ".npy [N,d] or an .npz with tokens");
+    sub->add_option("--activations", s->activations, "a store (see cache), an .npy [N,d] or an .npz with tokens");
+    add_token_kind(*sub, s->token_kind);
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
         if (s->activations.empty() == s->images.images.empty())
             throw CLI::ValidationError("encode", "expected --activations, or --model and --images");
         if (!s->images.images.empty() && s->images.model.empty()) throw CLI::RequiredError("--model");
+        if (s->token_kind != "all" && !is_store(s->activations))
+            throw CLI::ValidationError("--token-kind", "goes with a store as --activations");
         run(*s, *sub);
     });
 }

@@ -4,7 +4,7 @@
 
 #include <psae/vit/load_clip.hpp>
 
-#include "program.hpp"
+#include "activations.hpp"
 
 namespace patchsae {
 
@@ -67,6 +67,28 @@ void check_vision_tensors(const psae::safetensors_directory& weights, const psae
         check_pair(p + "mlp.fc1", {m, d});
         check_pair(p + "mlp.fc2", {d, m});
     }
+}
+
+void describe_store(const fs::path& path, json_object& out) {
+    const psae::activation_store store(path);
+    progress bar("shards", store.shards());
+    for (std::size_t s = 0; s < store.shards(); ++s) {
+        stop_if_interrupted();
+        store.check(s);
+        bar.show(s + 1);
+    }
+    const auto& layout = store.layout();
+    out.add("kind", "store")
+        .add("model", layout.model)
+        .add("layer", layout.layer)
+        .add("images", store.pictures())
+        .add("tokens", layout.tokens)
+        .add("class_token", layout.class_token)
+        .add("width", layout.width)
+        .add("dtype", psae::detail::store_type_name(layout.type))
+        .add("shards", store.shards())
+        .add("bytes", store.bytes())
+        .add("checksums", store.has_checksums());
 }
 
 // The line that compiles such a model in.
@@ -201,7 +223,9 @@ void describe_pictures(const std::string& path, const common_options& common, js
 
 void run(const std::string& given, const common_options& common) {
     const fs::path path(given);
-    const char* known = "a model, an SAE, a run, .npy, .npz, .safetensors, a picture, a folder of them, .csv or .tsv";
+    const char* known =
+        "a model, an SAE, a run, a store of activations, .npy, .npz, .safetensors, a picture, a folder of them, .csv "
+        "or .tsv";
     if (!fs::exists(path)) throw psae::error("no such file or directory", given, fmt::format("expected {}", known));
     const auto extension = psae::detail::lower_case(path.extension().string());
     json_object out;
@@ -212,6 +236,8 @@ void run(const std::string& given, const common_options& common) {
         const auto a = psae::read_npy(path);
         require_finite(a, given);
         out.add("kind", "array").add("shape", a.shape);
+    } else if (is_store(path)) {
+        describe_store(path, out);
     } else if (fs::exists(path / "cfg.json") || path.filename() == "sae_weights.safetensors") {
         describe_sae(path, out);
     } else if (fs::exists(path / "config.json")) {
@@ -239,8 +265,9 @@ void run(const std::string& given, const common_options& common) {
 }  // namespace
 
 void add_info(CLI::App& app) {
-    auto* sub = add_command(app, "info", "what a model, SAE, run, result or set of pictures is; checks it whole",
-                            "data/tiny-clip");
+    auto* sub = add_command(
+        app, "info", "what a model, SAE, run, store of activations, result or set of pictures is; checks it whole",
+        "data/tiny-clip");
     auto path = std::make_shared<std::string>();
     auto common = std::make_shared<common_options>();
     sub->add_option("path", *path, "directory or file")->required();

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
     patchsae::add_info(app);
     patchsae::add_preprocess(app);
     patchsae::add_embed(app);
+    patchsae::add_cache(app);
     patchsae::add_train(app);
     patchsae::add_encode(app);
     patchsae::add_latents(app);

@@ -147,6 +147,7 @@ void require_fit(const psae::sae_description& sae, const std::string& sae_path, 
 void add_info(CLI::App& app);
 void add_preprocess(CLI::App& app);
 void add_embed(CLI::App& app);
+void add_cache(CLI::App& app);
 void add_train(CLI::App& app);
 void add_encode(CLI::App& app);
 void add_latents(CLI::App& app);

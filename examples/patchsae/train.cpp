@@ -3,7 +3,6 @@
 #include <optional>
 
 #include <unistd.h>
-#include <zlib.h>
 
 #include <psae/io/training_curves.hpp>
 #include <psae/io/training_run.hpp>
@@ -22,8 +21,8 @@ constexpr std::size_t most_held_out_tokens = 16384;
 struct state {
     common_options common;
     image_options images;
-    std::string activations, variant = "relu", loss, dead_latents, b_dec_init = "geometric_median", init,
-                             order = "shuffled", out, schedule = "constant";
+    std::string activations, token_kind = "all", variant = "relu", loss, dead_latents, b_dec_init = "geometric_median",
+                             init, order = "shuffled", out, schedule = "constant";
     std::vector<std::size_t> prefixes;
     std::size_t expansion = 64, d_sae = 0, k = 32, batch_tokens = 4096, steps = 0, tokens = 0, warmup_steps = 500,
                 dead_after = 64, checkpoint_every = 1000, eval_every = 0;
@@ -43,30 +42,13 @@ struct data {
 psae::run_identity identity_of(const state& s, const CLI::App& sub, std::size_t d_sae, const std::string& data) {
     psae::run_identity identity{
         {"data", data}, {"d-sae", std::to_string(d_sae)}, {"held-out", s.eval_every > 0 ? "a twentieth" : "nothing"}};
-    for (const char* name : {"variant", "k", "prefixes", "l1", "loss", "lr", "warmup-steps", "schedule", "batch-tokens",
-                             "dead-after", "dead-latents", "normalise-decoder", "clip-grad-norm", "order", "seed"})
+    for (const char* name :
+         {"variant", "k", "prefixes", "l1", "loss", "lr", "warmup-steps", "schedule", "batch-tokens", "dead-after",
+          "dead-latents", "normalise-decoder", "clip-grad-norm", "order", "token-kind", "seed"})
         identity[name] = effective_value(sub, name);
     if (s.activations.empty()) identity["alpha"] = s.images.alpha;
     if (s.schedule != "constant") identity["steps"] = std::to_string(s.steps);
     return identity;
-}
-
-unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count) {
-    return crc32_z(crc, static_cast<const Bytef*>(bytes), count);
-}
-
-// Of the vision tower's tensors: two models of one architecture differ in nothing else.
-unsigned long crc_of_weights(const std::filesystem::path& model) {
-    const psae::safetensors_directory weights(model);
-    unsigned long crc = 0;
-    for (const auto& file : weights.files())
-        for (const auto& e : file.entries())
-            if (e.name.starts_with("vision_model.")) {
-                stop_if_interrupted();
-                crc = crc_of(crc, e.name.data(), e.name.size());
-                crc = crc_of(crc, file.data(e), e.bytes);
-            }
-    return crc;
 }
 
 template <class Variant, class Source>
@@ -212,23 +194,31 @@ void train_on_file(state& s, CLI::App& sub) {
     with_variant(s, sub, data<psae::stored_activations>{source, std::move(held_out), fingerprint});
 }
 
+void train_on_store(state& s, CLI::App& sub) {
+    const psae::activation_store store(s.activations);
+    if (s.images.model.empty()) s.images.model = store.layout().model;
+    s.images.layer = store.layout().layer;
+    psae::store_reading reading{s.common.seed, s.order == "sequential", token_kind_of(s.token_kind)};
+    std::vector<float> held_out;
+    if (s.eval_every > 0) {
+        const auto [first, last] = store.tokens_of(reading.kind);
+        reading.held_out =
+            psae::split_held_out(store.pictures(), most_held_out_tokens / (last - first), s.common.seed).held_out;
+        held_out = store.read_pictures(reading.held_out, reading.kind);
+    }
+    psae::activation_store_source source(store, std::move(reading));
+    with_variant(s, sub, data<psae::activation_store_source>{source, std::move(held_out), store.fingerprint()});
+}
+
 void train_on_pictures(state& s, CLI::App& sub) {
     const psae::cpu device(s.common.threads);
     const auto tower = load_model(s.images.model);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer);
     auto list = list_images(s.images);
-    unsigned long crc = 0;
-    for (const auto& file : list.files) {
-        const std::string name = file.filename().string();
-        std::error_code unreadable;  // reported when its turn to be read comes
-        const std::uint64_t bytes = std::filesystem::file_size(file, unreadable);
-        crc = crc_of(crc, name.c_str(), name.size() + 1);
-        crc = crc_of(crc, &bytes, sizeof bytes);
-    }
-    const auto fingerprint = fmt::format(
-        "{} pictures, names and sizes crc32 {:08x}, {} layer {}, weights crc32 {:08x}, preprocessing crc32 {:08x}",
-        list.files.size(), crc, tower->name(), layer, crc_of_weights(s.images.model), crc_of(0, &how, sizeof how));
+    std::string fingerprint;
+    for (const auto& [name, value] : identity_of_tokens(list, *tower, layer, s.images.model, how))
+        fingerprint += (fingerprint.empty() ? "" : ", ") + name + " " + value;
     std::vector<float> held_out;
     if (s.eval_every > 0) {
         const auto split =
@@ -253,6 +243,8 @@ void check(state& s, CLI::App& sub) {
     if (!s.images.images.empty() && s.images.model.empty()) throw CLI::RequiredError("--model");
     if (s.order == "sequential" && s.activations.empty())
         throw CLI::ValidationError("--order", "sequential goes with --activations");
+    if (s.token_kind != "all" && !is_store(s.activations))
+        throw CLI::ValidationError("--token-kind", "goes with a store as --activations");
     if (s.variant == "jump_relu" || s.variant == "gated")
         throw psae::error("this variant is not there yet", "--variant " + s.variant,
                           "expected relu, topk, batch_topk or matryoshka",
@@ -278,7 +270,8 @@ void add_train(CLI::App& app) {
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
-    sub->add_option("--activations", s->activations, ".npy [N,d] in place of pictures");
+    sub->add_option("--activations", s->activations, "a store (see cache) or an .npy [N,d], in place of pictures");
+    add_token_kind(*sub, s->token_kind);
     sub->add_option("--variant", s->variant, "relu (PatchSAE), topk, batch_topk or matryoshka (over batch_topk)")
         ->check(CLI::IsMember({"relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka"}));
     sub->add_option("--expansion", s->expansion, "latents per input dimension")->check(positive());
@@ -321,6 +314,7 @@ void add_train(CLI::App& app) {
     sub->callback([s, sub] {
         check(*s, *sub);
         if (s->activations.empty()) train_on_pictures(*s, *sub);
+        else if (is_store(s->activations)) train_on_store(*s, *sub);
         else train_on_file(*s, *sub);
     });
 }

@@ -63,6 +63,10 @@ public:
             bytes -= static_cast<std::size_t>(n);
         }
     }
+    // Zeros up to a size of `bytes`; where the file system can, they take no room.
+    void extend(std::size_t bytes) {
+        if (::ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) fail("file cannot be extended");
+    }
 
     void commit() {
         if (::fsync(descriptor_) != 0) fail("file cannot be synced");

@@ -9,13 +9,11 @@
 #include <string>
 #include <vector>
 
+#include <psae/io/run_identity.hpp>
 #include <psae/io/safetensors.hpp>
 #include <psae/sae/trainer.hpp>
 
 namespace psae {
-
-// What has to be the same for a run to go on as if it had not stopped, by name.
-using run_identity = std::map<std::string, std::string>;
 
 namespace detail {
 
@@ -54,16 +52,7 @@ void read_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<Va
     if (!std::filesystem::exists(path))
         throw error("there is no checkpoint", path.string(), "", "start the run without resuming");
     const safetensors_file file(path);
-    std::string differences;
-    const auto compare = [&](const std::string& name) {
-        const auto now = identity.find(name), then = file.metadata().find(name);
-        const std::string a = now == identity.end() ? "none" : now->second,
-                          b = then == file.metadata().end() ? "none" : then->second;
-        if (a != b) differences += (differences.empty() ? "" : ", ") + name + " " + a + " (checkpoint: " + b + ")";
-    };
-    for (const auto& [name, value] : identity) compare(name);
-    for (const auto& [name, value] : file.metadata())
-        if (!identity.contains(name)) compare(name);
+    const std::string differences = identity_differences(identity, file.metadata(), "checkpoint");
     if (!differences.empty())
         throw error("checkpoint is of another run", path.string(), differences,
                     "resume with the same options, or start anew");

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <psae/core/error.hpp>
+#include <psae/io/atomic_file.hpp>
 #include <psae/io/file_bytes.hpp>
 
 namespace psae {
@@ -140,6 +141,13 @@ inline std::vector<std::pair<std::size_t, std::vector<std::string>>> parse_table
         if (fields.size() > 1 || quoted || !fields[0].empty()) rows.emplace_back(first_line, std::move(fields));
     }
     return rows;
+}
+
+// A field of such a table that may hold anything.
+inline std::string quoted_field(const std::string& text) {
+    std::string out = "\"";
+    for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
+    return out + "\"";
 }
 
 // Sorted, and by value where all names are whole numbers.
@@ -267,6 +275,17 @@ inline image_list read_image_list(std::span<const std::filesystem::path> paths, 
     }
     if (all.files.empty()) throw error("no images found", "", "no source was given");
     return all;
+}
+
+// Writes a list as a .csv that reads back as the same files and names of classes.
+inline void write_image_list(const std::filesystem::path& path, const image_list& list) {
+    std::string csv = "path,label\n";
+    for (std::size_t i = 0; i < list.files.size(); ++i)
+        csv += detail::quoted_field(std::filesystem::absolute(list.files[i]).string()) + "," +
+               (list.labels[i] < 0 ? ""
+                                   : detail::quoted_field(list.class_names[static_cast<std::size_t>(list.labels[i])])) +
+               "\n";
+    write_text(path, csv);
 }
 
 }  // namespace psae

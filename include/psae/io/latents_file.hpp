@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <psae/attribution/latent_summary.hpp>
+#include <psae/io/dataset.hpp>
 #include <psae/io/numpy.hpp>
 
 namespace psae {
@@ -107,11 +108,6 @@ inline void write_latents_csv(const std::filesystem::path& path, const labelled_
         std::snprintf(text, sizeof text, "%.6g", v);
         return std::string(text);
     };
-    const auto quoted = [](const std::string& text) {  // as RFC 4180 says
-        std::string out = "\"";
-        for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
-        return out + "\"";
-    };
     std::string csv =
         "latent,token_frequency,mean_activation,max_activation,image_frequency,mean_image_score,label_entropy,"
         "label_std,top_image,top_value,top_label\n";
@@ -126,8 +122,10 @@ inline void write_latents_csv(const std::filesystem::path& path, const labelled_
             continue;
         }
         const auto image = static_cast<std::size_t>(best);
-        csv += "," + quoted(l.files[image]) + "," + number(double(s.top_values[f * s.top])) + "," +
-               (l.labels[image] < 0 ? "" : quoted(l.class_names[static_cast<std::size_t>(l.labels[image])])) + "\n";
+        csv += "," + detail::quoted_field(l.files[image]) + "," + number(double(s.top_values[f * s.top])) + "," +
+               (l.labels[image] < 0 ? ""
+                                    : detail::quoted_field(l.class_names[static_cast<std::size_t>(l.labels[image])])) +
+               "\n";
     }
     write_text(path, csv);
 }
