@@ -1,5 +1,7 @@
 // The hidden states of a layer, written to disk once so that many SAEs can train on them.
 
+#include <optional>
+
 #include "activations.hpp"
 
 namespace patchsae {
@@ -16,7 +18,7 @@ struct state {
 
 psae::store_layout layout_of(const state& s, const psae::vision_tower& tower, std::size_t layer, std::size_t pictures) {
     psae::store_layout layout;
-    layout.model = s.images.model;
+    layout.model = std::filesystem::absolute(s.images.model).lexically_normal().string();
     layout.dataset = std::filesystem::absolute(s.images.images.front()).lexically_normal().string();
     layout.layer = static_cast<long>(layer);
     layout.tokens = tower.tokens();
@@ -38,7 +40,7 @@ void require_room(const std::string& folder, std::uint64_t bytes) {
     const auto there = std::filesystem::space(folder).available;
     if (bytes > there)
         throw psae::error("there is too little room on the disk", folder,
-                          fmt::format("the store takes another {:.1f} GiB, {:.1f} are free", double(bytes) / (1 << 30),
+                          fmt::format("the store takes another {:.3g} GiB, {:.3g} are free", double(bytes) / (1 << 30),
                                       double(there) / (1 << 30)),
                           "--dtype fp16 or bf16 halves it");
 }
@@ -89,12 +91,14 @@ void run(const state& s, const CLI::App& sub) {
     auto identity = identity_of_tokens(list, *tower, layer, s.images.model, how);
     identity["alpha"] = s.images.alpha;
 
-    progress checked("shards checked", (list.files.size() - 1) / layout.pictures_per_shard + 1);
+    std::optional<progress> checked(std::in_place, "shards checked",
+                                    (list.files.size() - 1) / layout.pictures_per_shard + 1);
     psae::activation_store_writer writer(s.out, layout, list.files.size(), identity,
                                          [&](std::size_t shard, std::size_t) {
                                              stop_if_interrupted();
-                                             checked.show(shard);
+                                             checked->show(shard);
                                          });
+    checked.reset();
     for (const auto& e : writer.damage()) report_line(std::string("patchsae: made again: ") + e.what());
     const std::size_t found = writer.shards_found();
     require_room(s.out, (list.files.size() - writer.position()) * layout.picture_bytes());

@@ -222,12 +222,34 @@ TEST_CASE("a store that was stopped anywhere ends with the same bytes as one tha
     // A shard that got its name but no record was not whole for sure.
     const auto path = work / "stopped0";
     for (const char* name : {"metadata.json", "shards.json", "acts000001.json"}) fs::remove(path / name);
-    activation_store_writer writer(path, layout, 14, {{"model", "m"}});
-    CHECK(writer.shards_found() == 2);
-    CHECK(writer.position() == 5);
-    give(writer, layout, 14, unreadable);
-    writer.finish();
-    CHECK(contents(path) == whole);
+    for (const bool first : {true, false}) {
+        activation_store_writer writer(path, layout, 14, {{"model", "m"}});
+        CHECK(writer.shards_found() == (first ? 2 : 3));
+        CHECK(writer.position() == 5);
+        give(writer, layout, 14, unreadable);
+        writer.finish();
+        CHECK(contents(path) == whole);
+        // Nor was one that has room left and more pictures behind it.
+        replace_in(path / "acts000001.json", "\"n_examples\": 4", "\"n_examples\": 3");
+        replace_in(path / "acts000001.json", "\"skipped\": [8", "\"skipped\": [7, 8");
+    }
+}
+
+TEST_CASE("a picture that becomes readable is taken in where the store had ended, and nowhere else") {
+    const scratch_folder work;
+    const auto layout = layout_of(2, 3, 4);
+    for (const std::size_t list : {8, 9, 10}) {
+        const auto path = work / std::to_string(list);
+        write_store(path, layout, list, {2, list - 1});
+        activation_store_writer writer(path, layout, list, {{"model", "m"}});
+        give(writer, layout, list);
+        writer.finish();
+        // Nine pictures: the first shard holds 0, 1, 3, 4, the second 5 to 7 and knows that 8 cannot be read.
+        // Ten: the second is full, so 9 was asked for again.
+        const std::size_t taken = list == 10;
+        CHECK(activation_store(path).pictures() == list - 2 + taken);
+        CHECK(writer.skipped().size() == 2 - taken);
+    }
 }
 
 TEST_CASE("damaged shards are found, and made again by the writer alone") {
@@ -247,6 +269,7 @@ TEST_CASE("damaged shards are found, and made again by the writer alone") {
         CHECK(message_of([&] { all_rows(activation_store(work / "store"), {}); }) != "");
         activation_store_writer writer(work / "store", layout, 10, {{"model", "m"}});
         CHECK(writer.position() == 4);
+        CHECK(message_of([&] { activation_store(work / "store"); }).find("not complete") != std::string::npos);
         std::size_t made = 0;
         for (; writer.position() < 10; ++made) writer.add(picture(layout, writer.position()).data());
         CHECK(made == 4);  // of the damaged shard
@@ -413,15 +436,22 @@ struct large_store {
 TEST_CASE("an epoch has every row once, in an order that depends on seed and position alone") {
     const large_store s(50);  // 13 blocks, the last shard half full
     const std::size_t rows = s.pictures * s.tokens;
+    const auto two_epochs = [&](std::size_t window_bytes) {
+        const auto two = s.order({.seed = 11, .window_bytes = window_bytes}, 0, 2 * rows);
+        for (const auto epoch : {0, 1}) {
+            std::vector<std::size_t> sorted(two.begin() + std::ptrdiff_t(epoch * rows),
+                                            two.begin() + std::ptrdiff_t((epoch + 1) * rows));
+            std::sort(sorted.begin(), sorted.end());
+            for (std::size_t i = 0; i < rows; ++i) REQUIRE(sorted[i] == i);
+        }
+        std::size_t same = 0;
+        for (std::size_t i = 0; i < rows; ++i) same += two[i] == two[rows + i];
+        CHECK(same < 10);  // expected: 1
+        return two;
+    };
+    two_epochs(std::size_t{256} << 20);  // one window holds all
     const store_reading how{.seed = 11, .window_bytes = std::size_t{3} << 20};
-    const auto two = s.order(how, 0, 2 * rows);
-    for (const auto epoch : {0, 1}) {
-        std::vector<std::size_t> sorted(two.begin() + std::ptrdiff_t(epoch * rows),
-                                        two.begin() + std::ptrdiff_t((epoch + 1) * rows));
-        std::sort(sorted.begin(), sorted.end());
-        for (std::size_t i = 0; i < rows; ++i) REQUIRE(sorted[i] == i);
-    }
-    CHECK(!std::equal(two.begin(), two.begin() + std::ptrdiff_t(rows), two.begin() + std::ptrdiff_t(rows)));
+    const auto two = two_epochs(how.window_bytes);
     // From anywhere, also across windows and epochs, also after something else was read.
     for (const std::size_t first : {std::size_t{1}, std::size_t{383}, rows - 7, rows + 100})
         CHECK(s.order(how, first, 40) ==

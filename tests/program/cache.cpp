@@ -92,12 +92,18 @@ TEST_CASE("cache writes the tokens that embed gives, at each type, and info chec
         }
     }
     // The list of pictures is one that --images takes, and gives the same store.
-    auto again = cache_arguments(work / "again");
-    again[4] = work / "fp32" / "pictures.csv";
+    const auto pictures = work / "a \"folder\", in fact";
+    fs::copy(golden / "pipeline" / "images", pictures, fs::copy_options::recursive);
+    auto again = cache_arguments(work / "first");
+    again[4] = pictures;
     run_well(again);
-    const auto bytes = store_bytes(work / "fp32");
-    for (const auto& [name, b] : store_bytes(work / "again"))
-        if (name != "metadata.json") CHECK(bytes.at(name) == b);  // which says where the pictures were
+    again[4] = work / "first" / "pictures.csv";
+    again.back() = work / "second";
+    run_well(again);
+    const auto first = store_bytes(work / "first"), second = store_bytes(work / "second");
+    CHECK(first.size() == second.size());
+    for (const auto& [name, bytes] : first)
+        if (name != "metadata.json") CHECK(bytes == second.at(name));  // which says where the pictures were
 }
 
 TEST_CASE("a cache that was killed goes on to the same bytes as one that was not") {

@@ -253,6 +253,7 @@ public:
         }
         found_ = whole_.size();
         pass_whole_shards();
+        if (position_ < list_) std::filesystem::remove(directory_ / "metadata.json");  // complete it is no longer
     }
     activation_store_writer(const activation_store_writer&) = delete;
     activation_store_writer& operator=(const activation_store_writer&) = delete;
@@ -267,31 +268,21 @@ public:
     // The tokens [tokens, width] of the wanted picture. psae::error if a value is not finite or too large for the type.
     void add(const float* tokens) {
         if (!file_) file_.emplace(path_of(shard_, ".bin"));
-        const std::size_t count = layout_.tokens * layout_.width, at = bytes_.size();
+        const std::size_t at = bytes_.size();
         bytes_.resize(at + layout_.picture_bytes());
-        const auto narrow = [&](auto convert) {
-            for (std::size_t i = 0; i < count; ++i) {
+        const auto store = [&](auto convert, auto back) {
+            for (std::size_t i = 0; i < layout_.tokens * layout_.width; ++i) {
                 const auto stored = convert(tokens[i]);
                 std::memcpy(bytes_.data() + at + i * sizeof stored, &stored, sizeof stored);
+                if (!std::isfinite(back(stored))) refuse(i, tokens[i]);
             }
         };
-        float largest = std::numeric_limits<float>::max();
-        if (layout_.type == element_type::f16) {
-            largest = 65519.99f;
-            narrow([](float x) { return to_half(x); });
-        } else if (layout_.type == element_type::bf16) {
-            largest = 3.3961775e38f;
-            narrow([](float x) { return to_bf16(x); });
-        } else {
-            std::memcpy(bytes_.data() + at, tokens, layout_.picture_bytes());
-        }
-        for (std::size_t i = 0; i < count; ++i)
-            if (!(std::abs(tokens[i]) <= largest))
-                throw error(std::isfinite(tokens[i]) ? "activation is too large for the type of the store"
-                                                     : "activation is not finite",
-                            "picture " + std::to_string(position_) + ", token " + std::to_string(i / layout_.width) +
-                                ", column " + std::to_string(i % layout_.width),
-                            "found " + std::to_string(tokens[i]), std::isfinite(tokens[i]) ? "store bf16 or fp32" : "");
+        const auto same = [](float x) { return x; };
+        if (layout_.type == element_type::f16)
+            store([](float x) { return to_half(x); }, [](half x) { return widen(x); });
+        else if (layout_.type == element_type::bf16)
+            store([](float x) { return to_bf16(x); }, [](bf16 x) { return widen(x); });
+        else store(same, same);
         ++position_;
         ++now_.pictures;
         if (now_.pictures % layout_.pictures_per_block() == 0 || now_.pictures == layout_.pictures_per_shard)
@@ -345,6 +336,12 @@ private:
     std::filesystem::path path_of(std::size_t shard, const char* extension) const {
         return directory_ / detail::shard_name(shard, extension);
     }
+    [[noreturn]] void refuse(std::size_t i, float x) const {
+        throw error(std::isfinite(x) ? "activation is too large for the type of the store" : "activation is not finite",
+                    "picture " + std::to_string(position_) + ", token " + std::to_string(i / layout_.width) +
+                        ", column " + std::to_string(i % layout_.width),
+                    "found " + std::to_string(x), std::isfinite(x) ? "store bf16 or fp32" : "");
+    }
     // Makes the folder a store of this identity, or finds that it is one.
     void claim(const run_identity& identity) {
         const auto path = directory_ / "store.json";
@@ -391,9 +388,12 @@ private:
         whole_.insert_or_assign(shard_, std::move(now_));
         pass_whole_shards();
     }
-    // Goes on behind the shards that are whole.
+    // Goes on behind the shards that are whole. (Only the last may hold fewer pictures than the others.)
     void pass_whole_shards() {
-        for (auto r = whole_.find(shard_); r != whole_.end() && r->second.first == position_; r = whole_.find(shard_)) {
+        for (auto r = whole_.find(shard_);
+             r != whole_.end() && r->second.first == position_ &&
+             (r->second.pictures == layout_.pictures_per_shard || r->second.next == list_);
+             r = whole_.find(shard_)) {
             position_ = r->second.next;
             pictures_ += r->second.pictures;
             skipped_.insert(skipped_.end(), r->second.skipped.begin(), r->second.skipped.end());
