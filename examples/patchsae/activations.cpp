@@ -67,7 +67,7 @@ psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::
         crc = crc_of(crc, name.c_str(), name.size() + 1);
         crc = crc_of(crc, &bytes, sizeof bytes);
     }
-    return {{"pictures", fmt::format("{}, names and sizes crc32 {:08x}", list.files.size(), crc)},
+    return {{"list", fmt::format("{} pictures, names and sizes crc32 {:08x}", list.files.size(), crc)},
             {"model", fmt::format("{}, weights crc32 {:08x}", tower.name(), crc_of_weights(model))},
             {"layer", std::to_string(layer)},
             {"preprocessing", fmt::format("crc32 {:08x}", crc_of(0, &how, sizeof how))}};

@@ -216,9 +216,9 @@ void train_on_pictures(state& s, CLI::App& sub) {
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer);
     auto list = list_images(s.images);
-    std::string fingerprint;
-    for (const auto& [name, value] : identity_of_tokens(list, *tower, layer, s.images.model, how))
-        fingerprint += (fingerprint.empty() ? "" : ", ") + name + " " + value;
+    const auto tokens = identity_of_tokens(list, *tower, layer, s.images.model, how);
+    const auto fingerprint = fmt::format("{}, {}, layer {}, preprocessing {}", tokens.at("list"), tokens.at("model"),
+                                         tokens.at("layer"), tokens.at("preprocessing"));
     std::vector<float> held_out;
     if (s.eval_every > 0) {
         const auto split =

@@ -159,7 +159,7 @@ TEST_CASE("cache refuses a store made from something else, and bad usage") {
     CHECK(other({"--layer", "1"}).find("layer 1 (store: ") != std::string::npos);
     CHECK(other({"--dtype", "fp16"}).find("dtype float16 (store: float32)") != std::string::npos);
     CHECK(other({"--alpha", "drop"}).find("alpha drop (store: white)") != std::string::npos);
-    CHECK(other({"--limit", "5"}).find("pictures 5, names") != std::string::npos);
+    CHECK(other({"--limit", "5"}).find("list 5 pictures, names") != std::string::npos);
     fs::copy(golden / "pipeline" / "model", work / "model", fs::copy_options::recursive);
     auto moved = cache_arguments(store);
     moved[2] = work / "model";

@@ -8,7 +8,8 @@ using namespace program;
 
 namespace {
 
-const std::vector<std::string> commands{"info", "preprocess", "embed", "train", "encode", "latents", "mask", "report"};
+const std::vector<std::string> commands{"info",   "preprocess", "embed", "cache", "train",
+                                        "encode", "latents",    "mask",  "report"};
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
