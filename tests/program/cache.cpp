@@ -108,22 +108,24 @@ TEST_CASE("cache writes the tokens that embed gives, at each type, and info chec
 
 TEST_CASE("a cache that was killed goes on to the same bytes as one that was not") {
     const folder work;
-    // 111 pictures, 15 of which cannot be read, in 32 shards.
+    // 231 pictures, 15 of which cannot be read, in 72 shards.
     arguments more{"--images", golden / "preprocess" / "refuse"};
-    for (int i = 0; i < 3; ++i) more = more + arguments{"--images", golden / "pipeline" / "images"};
+    for (int i = 0; i < 8; ++i) more = more + arguments{"--images", golden / "pipeline" / "images"};
     run_well(cache_arguments(work / "whole", more));
     const auto whole = store_bytes(work / "whole");
     for (const int signal : {SIGKILL, SIGINT, SIGTERM})
         for (const std::size_t shards : {0, 9}) {
             const auto store = work / (std::to_string(signal) + " " + std::to_string(shards));
             const auto begun = [&] {
-                if (whole_shards(store) < shards) return 0;
-                std::error_code none;
-                for (const auto& entry : fs::directory_iterator(store, none))
-                    if (entry.path().filename().string().find(".bin.partial") != std::string::npos) return signal;
-                return 0;
+                return fs::exists(store / "store.json") && whole_shards(store) >= shards ? signal : 0;
             };
-            const auto stopped = run(cache_arguments(store, more), {.signal_when = begun});
+            result stopped;
+            // On a busy machine the program may be done before this one looks: then it is tried again.
+            for (int tries = 0; tries < 50; ++tries) {
+                stopped = run(cache_arguments(store, more), {.signal_when = begun});
+                if (stopped.code != 0) break;
+                fs::remove_all(store);
+            }
             CHECK(stopped.code == (signal == SIGKILL ? 128 + SIGKILL : 130));
             REQUIRE(!fs::exists(store / "metadata.json"));
             CHECK(refused({"info", store}).find("store is not complete") != std::string::npos);
