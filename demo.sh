@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 tools/install_packages.sh cmake g++ ninja-build libdnnl-dev zlib1g-dev libturbojpeg0-dev libjpeg62-turbo-dev \
-    rapidjson-dev libcli11-dev libfmt-dev
+    rapidjson-dev libutf8proc-dev libcli11-dev libfmt-dev
 
 echo "== build"
 cmake -S . -B build/demo -G Ninja -DCMAKE_BUILD_TYPE=Release -DPSAE_TESTS=OFF >/dev/null

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 preset=${1:-release}
-packages=(cmake g++ ninja-build libdnnl-dev zlib1g-dev libturbojpeg0-dev libjpeg62-turbo-dev rapidjson-dev
+packages=(cmake g++ ninja-build libdnnl-dev zlib1g-dev libturbojpeg0-dev libjpeg62-turbo-dev rapidjson-dev libutf8proc-dev
           catch2 libbenchmark-dev libcli11-dev libfmt-dev)
 case $preset in
     release | debug | sanitize) ;;

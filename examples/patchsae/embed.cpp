@@ -7,7 +7,7 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string pixels, replace, out;
+    std::string pixels, replace, texts, out;
     std::size_t batch = 8;
 };
 
@@ -53,7 +53,7 @@ void run(const state& s, const CLI::App& sub) {
         }
         files.assign(count, "");
         labels.assign(count, -1);
-    } else {
+    } else if (!s.images.images.empty()) {
         const auto list = list_images(s.images);
         skipped = each_batch(list, s.images, how, device, s.batch,
                              [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
@@ -67,11 +67,20 @@ void run(const state& s, const CLI::App& sub) {
     if (replaced > done)
         throw psae::error("more replacement tokens than pictures", s.replace,
                           fmt::format("expected tokens of {} pictures, found {}", done, replaced));
+    std::vector<float> text_embeds;
+    if (!s.texts.empty()) {
+        const auto text = load_text_model(s.images.model);
+        text_embeds = psae::embed_texts(device, *text.tower, tokenize_file(text, s.texts));
+    }
+    const std::size_t texts = text_embeds.size() / tower->projection();
     psae::npz_writer out(s.out);
-    out.add("tokens", tokens.data(), {done, T, d});
-    out.add("image_embeds", embeds.data(), {done, tower->projection()});
-    out.add("files", files);
-    out.add("labels", labels);
+    if (done > 0) {
+        out.add("tokens", tokens.data(), {done, T, d});
+        out.add("image_embeds", embeds.data(), {done, tower->projection()});
+        out.add("files", files);
+        out.add("labels", labels);
+    }
+    if (texts > 0) out.add("text_embeds", text_embeds.data(), {texts, tower->projection()});
     out.close();
     save_configuration(sub, s.out);
     if (s.common.json)
@@ -81,11 +90,12 @@ void run(const state& s, const CLI::App& sub) {
             .add("layer", layer)
             .add("tokens", T)
             .add("width", d)
+            .add("texts", texts)
             .add("out", s.out)
             .print();
     else
-        fmt::print("{} pictures, {} skipped: hidden state {} [{}, {}, {}] in {}\n", done, skipped, layer, done, T, d,
-                   s.out);
+        fmt::print("{} pictures, {} skipped: hidden state {} [{}, {}, {}]; {} texts: {}\n", done, skipped, layer, done,
+                   T, d, texts, s.out);
 }
 
 }  // namespace
@@ -100,10 +110,12 @@ void add_embed(CLI::App& app) {
     auto* pixels = sub->add_option("--pixels", s->pixels, "array pixels [N,3,S,S] of an .npz in place of --images");
     sub->get_option("--images")->excludes(pixels);
     sub->add_option("--replace", s->replace, "array tokens [N,T,d] of an .npz put in at the hooked layer");
+    sub->add_option("--texts", s->texts, "text file, a line a text: adds text_embeds [M,p] of unit length");
     sub->add_option("--batch-images", s->batch, "pictures per forward pass")->check(CLI::Range(1, 4096));
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
-        if (s->pixels.empty() && s->images.images.empty()) throw CLI::RequiredError("--images or --pixels");
+        if (s->pixels.empty() && s->images.images.empty() && s->texts.empty())
+            throw CLI::RequiredError("--images, --pixels or --texts");
         run(*s, *sub);
     });
 }

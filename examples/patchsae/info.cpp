@@ -38,8 +38,8 @@ std::size_t check_tensors(const psae::safetensors_file& file) {
     return elements;
 }
 
-template <class... Config>
-bool is_compiled_in(const psae::clip_numbers& n, psae::config_list<Config...>) {
+template <class Numbers, class... Config>
+bool is_compiled_in(const Numbers& n, psae::config_list<Config...>) {
     std::size_t count = 0;
     return ((psae::differences<Config>(n, count), count == 0) || ...);
 }
@@ -91,13 +91,55 @@ void describe_store(const fs::path& path, json_object& out) {
         .add("checksums", store.has_checksums());
 }
 
-// The line that compiles such a model in.
-std::string model_line(const fs::path& directory, const psae::clip_numbers& n) {
-    std::string name = "clip_";
+std::string identifier(const std::string& prefix, const fs::path& directory) {
+    std::string name = prefix;
     for (const char c : fs::weakly_canonical(directory).filename().string())
         name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+    return name;
+}
+
+// The line that compiles such a tower in.
+std::string model_line(const fs::path& directory, const psae::clip_numbers& n) {
+    const std::string name = identifier("clip_", directory);
     return fmt::format("PSAE_CLIP_MODEL({}, {}, {}, {}, {}, {}, {}, {}, mlp_activation::{})", name, n.image, n.patch,
                        n.width, n.layers, n.heads, n.mlp, n.projection, n.activation);
+}
+
+std::string model_line(const fs::path& directory, const psae::clip_text_numbers& n) {
+    return fmt::format("PSAE_CLIP_TEXT_MODEL({}, {}, {}, {}, {}, {}, {}, {}, mlp_activation::{})",
+                       identifier("clip_text_", directory), n.vocabulary, n.context, n.width, n.layers, n.heads, n.mlp,
+                       n.projection, n.activation);
+}
+
+// Refuses a tower that no line could compile in.
+template <class Numbers>
+void require_possible(const fs::path& directory, const Numbers& n) {
+    const auto refuse = [&](const std::string& text) {
+        throw psae::error("model cannot be compiled in", (directory / "config.json").string(), text);
+    };
+    if (n.width % n.heads != 0) refuse("expected a hidden_size that is a multiple of num_attention_heads");
+    if (n.activation != "quick_gelu" && n.activation != "gelu")
+        refuse("expected hidden_act quick_gelu or gelu, found " + n.activation);
+    if (n.eps != 1e-5) refuse(fmt::format("expected layer_norm_eps 1e-05, found {}", n.eps));
+}
+
+// The text tower, if the configuration has one. Where it is compiled in and there is a tokenizer, both are loaded, which
+// checks them.
+void describe_text(const fs::path& directory, json_object& out, std::string& lines) {
+    if (psae::find_member(psae::read_json(directory / "config.json"), "text_config") == nullptr) return;
+    const auto n = psae::read_clip_text_numbers(directory / "config.json");
+    const bool known = is_compiled_in(n, psae::known_clip_text_configs{});
+    const bool tokenizer = fs::exists(directory / "tokenizer.json") || fs::exists(directory / "vocab.json");
+    out.add("text_compiled_in", known)
+        .add("tokenizer", tokenizer)
+        .add("vocabulary", n.vocabulary)
+        .add("context", n.context);
+    if (known) {
+        if (tokenizer) load_text_model(directory);
+    } else {
+        require_possible(directory, n);
+        lines += (lines.empty() ? "" : "\n") + model_line(directory, n);
+    }
 }
 
 void describe_model(const fs::path& directory, json_object& out, std::string& line) {
@@ -113,14 +155,10 @@ void describe_model(const fs::path& directory, json_object& out, std::string& li
     if (known) {
         out.add("name", load_model(directory)->name());
     } else {
-        const auto refuse = [&](const std::string& text) {
-            throw psae::error("model cannot be compiled in", (directory / "config.json").string(), text);
-        };
-        if (n.image % n.patch != 0) refuse("expected an image_size that is a multiple of patch_size");
-        if (n.width % n.heads != 0) refuse("expected a hidden_size that is a multiple of num_attention_heads");
-        if (n.activation != "quick_gelu" && n.activation != "gelu")
-            refuse("expected hidden_act quick_gelu or gelu, found " + n.activation);
-        if (n.eps != 1e-5) refuse(fmt::format("expected layer_norm_eps 1e-05, found {}", n.eps));
+        if (n.image % n.patch != 0)
+            throw psae::error("model cannot be compiled in", (directory / "config.json").string(),
+                              "expected an image_size that is a multiple of patch_size");
+        require_possible(directory, n);
         check_vision_tensors(weights, n);
         line = model_line(directory, n);
     }
@@ -136,6 +174,7 @@ void describe_model(const fs::path& directory, json_object& out, std::string& li
         .add("activation", n.activation)
         .add("tensors", tensors)
         .add("parameters", elements);
+    describe_text(directory, out, line);
 }
 
 void describe_sae(const fs::path& path, json_object& out) {
@@ -256,7 +295,7 @@ void run(const std::string& given, const common_options& common) {
     }
     if (!line.empty()) out.add("psae_models", line);
     if (common.json) return out.print();
-    if (line.empty()) return out.print_lines();
+    if (!line.starts_with("PSAE_CLIP_MODEL")) return out.print_lines();
     // As it stands this is a file for PSAE_MODELS.
     fmt::print("// {} is not compiled in; save this as FILE and build with cmake -DPSAE_MODELS=FILE\n{}\n", given,
                line);

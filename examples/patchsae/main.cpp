@@ -10,12 +10,14 @@ int main(int argc, char** argv) {
     app.require_subcommand(1);
     patchsae::add_info(app);
     patchsae::add_preprocess(app);
+    patchsae::add_tokenize(app);
     patchsae::add_embed(app);
     patchsae::add_cache(app);
     patchsae::add_train(app);
     patchsae::add_encode(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
+    patchsae::add_classify(app);
     patchsae::add_report(app);
     patchsae::check_counts(app);
     const auto fail = [](int code, const std::string& text) {

@@ -206,6 +206,16 @@ std::size_t each_batch(const psae::image_list& list, const image_options& option
     return pictures.unreadable();
 }
 
+std::filesystem::path find_data_file(const std::string& name) {
+    namespace fs = std::filesystem;
+    std::error_code ignored;
+    const fs::path installed =
+        fs::read_symlink("/proc/self/exe", ignored).parent_path().parent_path() / PSAE_INSTALLED_DATA / name;
+    for (const fs::path& path : {installed, fs::path(PSAE_DATA_DIR) / name})
+        if (fs::exists(path, ignored)) return path;
+    throw psae::error("data file of psae is missing", name, "expected it as " + installed.string());
+}
+
 void require_fit(const psae::sae_description& sae, const std::string& sae_path, std::size_t width,
                  const std::string& model_path) {
     if (sae.d_in != width)

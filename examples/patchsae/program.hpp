@@ -15,7 +15,7 @@
 #include <psae/io/json.hpp>
 #include <psae/io/numpy.hpp>
 #include <psae/io/sae_file.hpp>
-#include <psae/vit/clip_vision.hpp>
+#include <psae/io/zero_shot_accuracy.hpp>
 #include <psae/vit/read_preprocessing.hpp>
 
 namespace patchsae {
@@ -23,6 +23,7 @@ namespace patchsae {
 // The vision tower of a Hugging Face directory. It is instantiated once for the program: every configuration that is
 // compiled in costs seconds of compiling.
 std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory);
+psae::clip_text_model load_text_model(const std::filesystem::path& directory);
 
 // Options ------------------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,12 @@ void save_configuration(const CLI::App& subcommand, const std::filesystem::path&
 
 // Before the work on a result file: makes its folder. psae::error if the file could not be written there.
 void prepare_folder_of(const std::filesystem::path& result);
+
+// The texts of a file, a line a text, tokenized. Texts that are longer than the context are reported on stderr.
+psae::token_ids tokenize_file(const psae::clip_text_model& model, const std::string& path);
+
+// A file of data/, as it was installed beside the program or as it lies in the source folder.
+std::filesystem::path find_data_file(const std::string& name);
 
 // Reporting ----------------------------------------------------------------------------------------------------------
 
@@ -146,12 +153,14 @@ void require_fit(const psae::sae_description& sae, const std::string& sae_path, 
 // Subcommands: each adds itself to the program.
 void add_info(CLI::App& app);
 void add_preprocess(CLI::App& app);
+void add_tokenize(CLI::App& app);
 void add_embed(CLI::App& app);
 void add_cache(CLI::App& app);
 void add_train(CLI::App& app);
 void add_encode(CLI::App& app);
 void add_latents(CLI::App& app);
 void add_mask(CLI::App& app);
+void add_classify(CLI::App& app);
 void add_report(CLI::App& app);
 
 }  // namespace patchsae

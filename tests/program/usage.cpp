@@ -8,8 +8,8 @@ using namespace program;
 
 namespace {
 
-const std::vector<std::string> commands{"info",   "preprocess", "embed", "cache", "train",
-                                        "encode", "latents",    "mask",  "report"};
+const std::vector<std::string> commands{"info",   "preprocess", "tokenize", "embed",    "cache", "train",
+                                        "encode", "latents",    "mask",     "classify", "report"};
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
@@ -27,6 +27,9 @@ TEST_CASE("bad usage is one line and exit code 2") {
         {"embed", "--model", model, "--out", work / "x"},
         {"embed", "--model", model, "--images", "x", "--out", work / "x", "--layer", "two"},
         {"embed", "--model", model, "--images", "x", "--pixels", "y", "--out", work / "x"},
+        {"tokenize", "--model", model, "--out", work / "x"},
+        {"classify", "--model", model, "--out", work / "x"},
+        {"classify", "--model", model, "--images", "x", "--out", work / "x", "--top", "0"},
         {"train", "--out", work / "x"},
         {"train", "--activations", tokens, "--out", work / "x", "--variant", "no_such_variant"},
         {"train", "--activations", tokens, "--out", work / "x", "--steps", "-3"},
@@ -304,6 +307,9 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto vision = config.find("\"vision_config\""), layers = config.find("\"num_hidden_layers\": 4", vision);
     REQUIRE(layers != std::string::npos);
     config.replace(layers, 22, "\"num_hidden_layers\": 3");
+    const auto text = config.find("\"text_config\""), text_layers = config.find("\"num_hidden_layers\": 2", text);
+    REQUIRE(text_layers != std::string::npos);
+    config.replace(text_layers, 22, "\"num_hidden_layers\": 1");
     psae::write_text(model / "config.json", config);
     fs::copy(golden / "clip_tiny" / "model.safetensors", model / "model.safetensors");
     const auto error =
@@ -317,6 +323,8 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto tower = psae::load_clip_vision(model);
     CHECK(tower->layers() == 3);
     CHECK(tower->name() == std::string("clip_three_layers"));
+    for (const char* file : {"vocab.json", "merges.txt"}) fs::copy(golden / "clip_tiny" / file, model / file);
+    CHECK(psae::load_clip_text(model).tower->layers() == 1);
 
     // Numbers that are none.
     const auto projection = config.find("\"projection_dim\": 24");

@@ -3,12 +3,12 @@
 
 #include <span>
 
-#include <psae/core/random.hpp>
-#include <psae/grad/check.hpp>
 #include <psae/io/numpy.hpp>
 #include <psae/vit/load_clip.hpp>
 
 #include "../difference.hpp"
+#include "gradient_error.hpp"
+#include "random_weights.hpp"
 
 using namespace psae;
 
@@ -16,54 +16,9 @@ namespace {
 
 const std::filesystem::path directory = std::filesystem::path(PSAE_GOLDEN_DIR) / "clip_tiny";
 
-// Random weights by name, of the size that keeps activations near 1.
-struct random_weights {
-    std::vector<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
-        std::size_t size = 1;
-        for (const std::size_t extent : shape) size *= extent;
-        random_stream random(std::hash<std::string>{}(name));
-        const bool gain = name.find("norm") != std::string::npos && name.find("weight") != std::string::npos;
-        const double deviation = shape.size() == 1 ? 0.3 : 1 / std::sqrt(double(size / shape[0]));
-        std::vector<float> values(size);
-        for (float& v : values) v = float((gain ? 1.0 : 0.0) + deviation * random.normal());
-        return values;
-    }
-};
-
 template <mlp_activation Activation>
 struct small_config : clip_vision_config<8, 4, 12, 2, 3, 20, 5, Activation> {
     static constexpr const char* name = "small";
-};
-
-template <class Shape>
-struct one_parameter {
-    parameter<double, Shape> x;
-    explicit one_parameter(const Shape& extents) : x(extents) {
-        random_stream random(3);
-        for (double& v : x.value) v = random.normal();
-    }
-    template <class F>
-    void each_parameter(F&& f) {
-        f("x", x);
-    }
-    // The error of the gradient of mean(weights * stages(x)) with respect to x.
-    template <class Stages>
-    double gradient_error(const Stages& stages) {
-        const tensor<double, shape<>> zero;  // brings the tape along
-        std::vector<double> weights;
-        random_stream random(4);
-        const auto worst = check_gradients(
-            *this,
-            [&](auto input) {
-                const auto y = evaluate(stages(evaluate(x + input)));
-                while (weights.size() < y.size()) weights.push_back(random.normal());
-                using shape_type = typename decltype(y)::shape_type;
-                return evaluate(mean(y * const_view<double, shape_type>{weights.data(), y.shape()}));
-            },
-            zero.view(), 1, 1e-5);
-        UNSCOPED_INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
-        return worst.error;
-    }
 };
 
 template <mlp_activation Activation>

@@ -1,5 +1,5 @@
 #pragma once
-// Multi-head attention and its adjoint. Of one head at a time, the keys (transposed) and values are packed into memory
+// Multi-head attention, of whole sequences or causal, and its adjoint. Of one head at a time, the keys (transposed) and values are packed into memory
 // that stays in the second-level cache; the scores of a block of queries stay in the first.
 
 #include <algorithm>
@@ -43,9 +43,10 @@ T exponentials(T* row, std::size_t n) {
 
 // out = softmax(Q K^T / sqrt(head width)) V for each image and head (Vaswani et al., Attention is all you need, 2017).
 // qkv: [images * tokens, 3 d], queries, keys and values side by side, heads within each; out: [images * tokens, d].
+// causal: a token attends to itself and those before it; the scores of the others weigh exactly 0.
 template <class T>
 void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t images, std::size_t tokens,
-               std::size_t d, std::size_t heads) {
+               std::size_t d, std::size_t heads, bool causal = false) {
     using tile = detail::register_tile<T>;
     constexpr std::size_t query_block = 4 * tile::rows;
     const std::size_t width = d / heads, width_padded = tile::padded(width), tokens_padded = tile::padded(tokens);
@@ -81,8 +82,12 @@ void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t 
             std::fill(queries + count * width, queries + rows * width, T(0));
             tile::product(scores, tokens_padded, queries, width, keys, tokens_padded, width, rows, tokens_padded);
             T inverse[query_block];
-            for (std::size_t r = 0; r < rows; ++r)
-                inverse[r] = T(1) / detail::exponentials<tile>(scores + r * tokens_padded, tokens);
+            for (std::size_t r = 0; r < rows; ++r) {
+                T* row = scores + r * tokens_padded;
+                const std::size_t seen = causal ? std::min(tokens, first + r + 1) : tokens;
+                inverse[r] = T(1) / detail::exponentials<tile>(row, seen);
+                if (causal) std::fill(row + seen, row + tokens_padded, T(0));
+            }
             tile::product(result, width_padded, scores, tokens_padded, values, width_padded, tokens, rows,
                           width_padded);
             for (std::size_t r = 0; r < count; ++r) {
@@ -98,7 +103,7 @@ void attention(cpu& device, arena<>& scratch, T* out, const T* qkv, std::size_t 
 // dV = P^T g, dP = g V^T, dS = P * (dP - row sums of P * dP) / sqrt(head width), dQ = dS K, dK = dS^T Q.
 template <class T>
 void attention_adjoint(cpu& device, arena<>& scratch, T* dqkv, const T* g, const T* qkv, std::size_t images,
-                       std::size_t tokens, std::size_t d, std::size_t heads, write how) {
+                       std::size_t tokens, std::size_t d, std::size_t heads, write how, bool causal = false) {
     using tile = detail::register_tile<T>;
     const std::size_t width = d / heads, padded = tile::padded(tokens);
     const T scale = T(1) / std::sqrt(static_cast<T>(width)), beta = how == write::add ? T(1) : T(0);
@@ -112,7 +117,9 @@ void attention_adjoint(cpu& device, arena<>& scratch, T* dqkv, const T* g, const
         gemm(alone, false, true, tokens, tokens, width, T(1), cotangent, d, v, 3 * d, T(0), dP, padded);
         for (std::size_t r = 0; r < tokens; ++r) {
             T *p = P + r * padded, *dp = dP + r * padded, dot = 0;
-            const T inverse = T(1) / detail::exponentials<tile>(p, tokens);
+            const std::size_t seen = causal ? r + 1 : tokens;
+            const T inverse = T(1) / detail::exponentials<tile>(p, seen);
+            if (causal) std::fill(p + seen, p + tokens, T(0));
 #pragma omp simd reduction(+ : dot)
             for (std::size_t c = 0; c < tokens; ++c) {
                 p[c] *= inverse;

@@ -13,19 +13,20 @@ struct attention_stage {
     X input;
     Out out;
     std::size_t tokens, heads;
+    bool causal;
     const T* qkv = nullptr;
 
     template <class Tape>
     void forward(Tape& t) {
         qkv = dense_values(t, input);
-        attention(t.device(), t.arena(), out.storage, qkv, out.rows() / tokens, tokens, out.cols(), heads);
+        attention(t.device(), t.arena(), out.storage, qkv, out.rows() / tokens, tokens, out.cols(), heads, causal);
     }
     template <class Tape>
     void backward(Tape& t) {
         if (!out.adjoint->written) return;
         add_input_gradient(t, input, [&](T* dqkv, write how) {
             attention_adjoint(t.device(), t.arena(), dqkv, static_cast<const T*>(out.adjoint->data), qkv,
-                              out.rows() / tokens, tokens, out.cols(), heads, how);
+                              out.rows() / tokens, tokens, out.cols(), heads, how, causal);
         });
     }
 };
@@ -33,9 +34,10 @@ struct attention_stage {
 }  // namespace detail
 
 // softmax(Q K^T / sqrt(d / heads)) V for each sequence and head: [.., d]. qkv: [.., 3 d], rows in sequences of
-// `tokens`, queries, keys and values side by side, heads within each. Every token attends to its whole sequence.
+// `tokens`, queries, keys and values side by side, heads within each. Every token attends to its whole sequence or, if causal, to
+// itself and the tokens before it.
 template <operand X>
-auto attention(const X& qkv, std::size_t tokens, std::size_t heads) {
+auto attention(const X& qkv, std::size_t tokens, std::size_t heads, bool causal = false) {
     using Input = node_t<X>;
     constexpr std::size_t columns = Input::shape_type::static_cols;
     static_assert(columns == dyn || columns % 3 == 0,
@@ -51,7 +53,7 @@ auto attention(const X& qkv, std::size_t tokens, std::size_t heads) {
                     "the rows are whole sequences, a third of the columns whole heads");
     auto out = t.template result<typename Input::value_type>(
         detail::with_last_extent < columns == dyn ? dyn : columns / 3 > (input.shape(), d));
-    t.record(detail::attention_stage<Input, decltype(out)>{input, out, tokens, heads});
+    t.record(detail::attention_stage<Input, decltype(out)>{input, out, tokens, heads, causal});
     return out;
 }
 

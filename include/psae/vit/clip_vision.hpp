@@ -27,45 +27,18 @@ public:
     using pixels_shape = shape<dyn, 3, Config::image, Config::image>;
     using tokens_shape = shape<dyn, d>;  // [images * tokens, d]
 
-    // The weights by their Hugging Face names, from anything with read(name, shape) that gives a vector of floats, such
-    // as safetensors_directory. Its error names the tensor that is missing or misshapen.
+    // source: as weight_reader takes it.
     template <class Source>
     explicit clip_vision(const Source& source) {
-        const auto read = [&](const std::string& name, const std::vector<std::size_t>& shape) {
-            return source.read("vision_model." + name, shape);
-        };
-        fill(class_embedding_, read("embeddings.class_embedding", {d}));
-        pack(W_patch_, read("embeddings.patch_embedding.weight", {d, 3, Config::patch, Config::patch}));
-        fill(position_, read("embeddings.position_embedding.weight", {Config::tokens, d}));
-        const auto norm = [&](const std::string& name, tensor<T, shape<d>>& gain, tensor<T, shape<d>>& shift) {
-            fill(gain, read(name + ".weight", {d}));
-            fill(shift, read(name + ".bias", {d}));
-        };
-        norm("pre_layrnorm", pre_gain_, pre_shift_);
-        norm("post_layernorm", post_gain_, post_shift_);
-        pack(W_projection_, source.read("visual_projection.weight", {Config::projection, d}));
-        for (std::size_t i = 0; i < Config::layers; ++i) {
-            const std::string layer = "encoder.layers." + std::to_string(i) + ".";
-            block_type& b = blocks_.emplace_back();
-            b.eps = eps;
-            norm(layer + "layer_norm1", b.gain_1, b.shift_1);
-            norm(layer + "layer_norm2", b.gain_2, b.shift_2);
-            std::vector<float> qkv, qkv_bias;
-            for (const char* part : {"q_proj", "k_proj", "v_proj"}) {
-                const auto weight = read(layer + "self_attn." + part + ".weight", {d, d}),
-                           bias = read(layer + "self_attn." + part + ".bias", {d});
-                qkv.insert(qkv.end(), weight.begin(), weight.end());
-                qkv_bias.insert(qkv_bias.end(), bias.begin(), bias.end());
-            }
-            pack(b.W_qkv, qkv);
-            fill(b.b_qkv, qkv_bias);
-            pack(b.W_out, read(layer + "self_attn.out_proj.weight", {d, d}));
-            fill(b.b_out, read(layer + "self_attn.out_proj.bias", {d}));
-            pack(b.W_1, read(layer + "mlp.fc1.weight", {m, d}));
-            fill(b.b_1, read(layer + "mlp.fc1.bias", {m}));
-            pack(b.W_2, read(layer + "mlp.fc2.weight", {d, m}));
-            fill(b.b_2, read(layer + "mlp.fc2.bias", {d}));
-        }
+        const weight_reader<Source> all(source, ""), vision = all.below("vision_model.");
+        vision.read(class_embedding_, "embeddings.class_embedding");
+        vision.pack(W_patch_, vision.values("embeddings.patch_embedding.weight", {d, 3, Config::patch, Config::patch}));
+        vision.read(position_, "embeddings.position_embedding.weight");
+        vision.read(pre_gain_, pre_shift_, "pre_layrnorm");
+        vision.read(post_gain_, post_shift_, "post_layernorm");
+        all.read(W_projection_, "visual_projection.weight");
+        for (std::size_t i = 0; i < Config::layers; ++i)
+            blocks_.emplace_back().read(vision.below("encoder.layers." + std::to_string(i) + "."));
     }
 
     // Hidden state 0, [images * tokens, d]. pixels: [images, 3, side, side].
@@ -86,17 +59,6 @@ public:
     }
 
 private:
-    template <class Shape>
-    static void fill(tensor<T, Shape>& to, const std::vector<float>& from) {
-        std::copy(from.begin(), from.end(), to.begin());
-    }
-    template <class Shape>
-    static void pack(packed_matrix<T, Shape>& to, const std::vector<float>& from) {
-        tensor<T, Shape> plain;
-        fill(plain, from);
-        to = packed_matrix<T, Shape>(std::as_const(plain).view());
-    }
-
     tensor<T, shape<d>> class_embedding_, pre_gain_, pre_shift_, post_gain_, post_shift_;
     tensor<T, shape<Config::tokens, d>> position_;
     packed_matrix<T, shape<d, inputs>> W_patch_;
@@ -154,47 +116,27 @@ public:
 
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
-        infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens,
-              [&](const auto& x) { return model_.embed(x); });
+        detail::infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens,
+                      [&](const auto& x) { return model_.embed(x); });
     }
     void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
              std::size_t last) const override {
-        // A few pictures at a time, so that the widest activations, [rows, mlp], stay in the second-level cache.
-        constexpr std::size_t most_bytes = 5 << 19;
-        constexpr std::size_t at_once =
-            std::max<std::size_t>(1, most_bytes / (sizeof(float) * Config::mlp * Config::tokens));
-        for (std::size_t i = first; i < last; ++i)
-            for (std::size_t image = 0; image < images; image += at_once) {
-                float* x = tokens + image * Config::tokens * Config::width;
-                infer(device, scratch, x,
-                      typename model_type::tokens_shape{std::min(at_once, images - image) * Config::tokens}, x,
-                      [&](const auto& state) { return model_.block(i, state); });
-            }
+        detail::infer_blocks<Config::width, Config::mlp>(
+            device, scratch, tokens, images, Config::tokens, first, last,
+            [&](std::size_t i, const auto& x) { return model_.block(i, x); });
     }
     void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                  bool normalised) const override {
         const typename model_type::tokens_shape extents{images * Config::tokens};
         if (normalised)
-            infer(device, scratch, tokens, extents, embeds, [&](const auto& x) {
+            detail::infer(device, scratch, tokens, extents, embeds, [&](const auto& x) {
                 const auto e = model_.project(x);
                 return e / norm(e);
             });
-        else infer(device, scratch, tokens, extents, embeds, [&](const auto& x) { return model_.project(x); });
+        else detail::infer(device, scratch, tokens, extents, embeds, [&](const auto& x) { return model_.project(x); });
     }
 
 private:
-    // out = stages(x); what the stages used is given back.
-    template <class Shape, class Stages>
-    static void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out,
-                      const Stages& stages) {
-        cpu backend = device;
-        const auto mark = scratch.position();
-        tape<cpu> t(backend, scratch, mode::infer);
-        const auto result = stages(t.input(view<const float, Shape>{x, extents}));
-        assign(backend, view<float, typename decltype(result)::shape_type>{out, result.shape()}, result);
-        scratch.release_to(mark);
-    }
-
     model_type model_;
 };
 

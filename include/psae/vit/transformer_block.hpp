@@ -1,6 +1,13 @@
 #pragma once
 // One block of a vision transformer, normalised before each part: attention, then a perceptron of two layers, each with
-// a residual connection. Its weights are frozen and packed; gradients flow to its input.
+// a residual connection. Its weights are frozen and packed; gradients flow to its input. And what towers of such blocks
+// share: reading weights by name, and inference.
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <psae/cpu/attention.hpp>
 #include <psae/cpu/layer_norm.hpp>
@@ -10,6 +17,46 @@
 #include <psae/stage/matmul.hpp>
 
 namespace psae {
+
+// Weights by their Hugging Face names, from anything with read(name, shape) that gives a vector of floats, such as
+// safetensors_directory. Its error names the tensor that is missing or misshapen.
+template <class Source>
+class weight_reader {
+public:
+    weight_reader(const Source& source, std::string prefix) : source_(source), prefix_(std::move(prefix)) {}
+
+    weight_reader below(const std::string& name) const { return {source_, prefix_ + name}; }
+    std::vector<float> values(const std::string& name, const std::vector<std::size_t>& shape) const {
+        return source_.read(prefix_ + name, shape);
+    }
+    template <class T, class Shape>
+    void read(tensor<T, Shape>& to, const std::string& name) const {
+        std::vector<std::size_t> extents;
+        for (std::size_t axis = 0; axis < Shape::rank; ++axis) extents.push_back(to.shape().extent(axis));
+        const auto from = values(name, extents);
+        std::copy(from.begin(), from.end(), to.begin());
+    }
+    template <class T, class Shape>
+    void read(packed_matrix<T, Shape>& to, const std::string& name) const {
+        pack(to, values(name, {to.rows(), to.cols()}));
+    }
+    // weight and bias of a linear layer, or gain and shift of a layer norm.
+    template <class Weight, class Bias>
+    void read(Weight& weight, Bias& bias, const std::string& name) const {
+        read(weight, name + ".weight");
+        read(bias, name + ".bias");
+    }
+    template <class T, class Shape>
+    static void pack(packed_matrix<T, Shape>& to, const std::vector<float>& from) {
+        tensor<T, Shape> plain;
+        std::copy(from.begin(), from.end(), plain.begin());
+        to = packed_matrix<T, Shape>(std::as_const(plain).view());
+    }
+
+private:
+    const Source& source_;
+    std::string prefix_;
+};
 
 template <class T, std::size_t Width, std::size_t Mlp, std::size_t Heads, class Activation>
 struct transformer_block {
@@ -25,15 +72,66 @@ struct transformer_block {
     packed_matrix<T, shape<Width, Mlp>> W_2;
     tensor<T, shape<Width>> b_2;
     double eps = 1e-5;
+    bool causal = false;  // tokens attend to no later ones
+
+    template <class Source>
+    void read(const weight_reader<Source>& weights) {
+        weights.read(gain_1, shift_1, "layer_norm1");
+        weights.read(gain_2, shift_2, "layer_norm2");
+        std::vector<float> qkv, qkv_bias;
+        for (const std::string part : {"q_proj", "k_proj", "v_proj"}) {
+            const auto weight = weights.values("self_attn." + part + ".weight", {Width, Width}),
+                       bias = weights.values("self_attn." + part + ".bias", {Width});
+            qkv.insert(qkv.end(), weight.begin(), weight.end());
+            qkv_bias.insert(qkv_bias.end(), bias.begin(), bias.end());
+        }
+        weights.pack(W_qkv, qkv);
+        std::copy(qkv_bias.begin(), qkv_bias.end(), b_qkv.begin());
+        weights.read(W_out, b_out, "self_attn.out_proj");
+        weights.read(W_1, b_1, "mlp.fc1");
+        weights.read(W_2, b_2, "mlp.fc2");
+    }
 
     // The next hidden state, [n, Width]. x: [n, Width], rows in sequences of `tokens`.
     template <operand X>
     auto operator()(const X& x, std::size_t tokens) const {
         const auto qkv = matmul(layer_norm(x, gain_1, shift_1, eps), W_qkv, bias(b_qkv));
-        const auto y = matmul(attention(qkv, tokens, Heads), W_out, bias(b_out) >> add(x));
+        const auto y = matmul(attention(qkv, tokens, Heads, causal), W_out, bias(b_out) >> add(x));
         const auto h = matmul(layer_norm(y, gain_2, shift_2, eps), W_1, bias(b_1) >> Activation{});
         return matmul(h, W_2, bias(b_2) >> add(y));
     }
 };
+
+namespace detail {
+
+// out = stages(x); what the stages used of the scratch memory is given back.
+template <class Shape, class Stages>
+void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out,
+           const Stages& stages) {
+    cpu backend = device;
+    const auto mark = scratch.position();
+    tape<cpu> t(backend, scratch, mode::infer);
+    const auto result = stages(t.input(view<const float, Shape>{x, extents}));
+    assign(backend, view<float, typename decltype(result)::shape_type>{out, result.shape()}, result);
+    scratch.release_to(mark);
+}
+
+// Hidden state `first` to hidden state `last` of a tower, in place; block(i, x) gives hidden state i + 1. x: [sequences
+// * tokens, Width]. A few sequences at a time, so that the widest activations, [rows, Mlp], stay in the second-level
+// cache.
+template <std::size_t Width, std::size_t Mlp, class Block>
+void infer_blocks(const cpu& device, arena<>& scratch, float* x, std::size_t sequences, std::size_t tokens,
+                  std::size_t first, std::size_t last, const Block& block) {
+    constexpr std::size_t most_bytes = 5 << 19;
+    const std::size_t at_once = std::max<std::size_t>(1, most_bytes / (sizeof(float) * Mlp * tokens));
+    for (std::size_t i = first; i < last; ++i)
+        for (std::size_t s = 0; s < sequences; s += at_once) {
+            float* state = x + s * tokens * Width;
+            infer(device, scratch, state, shape<dyn, Width>{std::min(at_once, sequences - s) * tokens}, state,
+                  [&](const auto& h) { return block(i, h); });
+        }
+}
+
+}  // namespace detail
 
 }  // namespace psae

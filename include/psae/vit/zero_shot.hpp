@@ -1,0 +1,175 @@
+#pragma once
+// Zero-shot classification with CLIP (Radford et al., Learning transferable visual models from natural language
+// supervision, 2021): the classes are texts, and a picture belongs to the one whose embedding is nearest to its own.
+//
+//   const auto text = load_clip_text(directory);
+//   const auto classifier = make_zero_shot_classifier(device, text, {"cat", "dog"}, {"a photo of a {}."});
+//   const auto logits = classifier.logits(image_embeds, images);    // [images, 2]
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+#include <vector>
+
+#include <psae/io/file_bytes.hpp>
+#include <psae/vit/load_clip.hpp>
+
+namespace psae {
+
+struct zero_shot_classifier {
+    std::vector<std::string> classes;
+    std::vector<float> embeddings;  // [classes, projection], of unit length
+    float scale = 1;                // of cosines to logits
+
+    // [images, classes]: scale times the cosines. image_embeds: [images, projection], of unit length.
+    std::vector<float> logits(const std::vector<float>& image_embeds, std::size_t images) const {
+        const std::size_t C = classes.size(), p = embeddings.size() / C;
+        if (image_embeds.size() != images * p)
+            throw error("embeddings do not fit", "zero-shot classification",
+                        "expected " + std::to_string(images) + " images of " + std::to_string(p) + " numbers, found " +
+                            std::to_string(image_embeds.size()));
+        std::vector<float> out(images * C);
+        for (std::size_t i = 0; i < images; ++i)
+            for (std::size_t c = 0; c < C; ++c) {
+                double sum = 0;
+                for (std::size_t k = 0; k < p; ++k)
+                    sum += double(image_embeds[i * p + k]) * double(embeddings[c * p + k]);
+                out[i * C + c] = static_cast<float>(double(scale) * sum);
+            }
+        return out;
+    }
+};
+
+// A template with the class name in place of each {}. psae::error if it has none.
+inline std::string fill_template(std::string_view pattern, std::string_view name) {
+    std::string text;
+    std::size_t at = 0, next = pattern.find("{}");
+    if (next == pattern.npos)
+        throw error("template has no place for the class name", std::string(pattern), "expected {} in it");
+    for (; next != pattern.npos; at = next + 2, next = pattern.find("{}", at)) {
+        text += pattern.substr(at, next - at);
+        text += name;
+    }
+    return text += pattern.substr(at);
+}
+
+// The embedding of a class is the mean over all templates of their embeddings of unit length, scaled to unit length.
+// progress(classes done) is called now and then; what it throws ends the work.
+inline zero_shot_classifier make_zero_shot_classifier(
+    const cpu& device, const clip_text_model& model, const std::vector<std::string>& classes,
+    const std::vector<std::string>& templates, const std::function<void(std::size_t)>& progress = [](std::size_t) {}) {
+    if (classes.empty() || templates.empty())
+        throw error("zero-shot classification has no texts", "", "expected at least one class and one template");
+    const std::size_t p = model.tower->projection(), P = templates.size(), at_once = std::max<std::size_t>(1, 512 / P);
+    zero_shot_classifier out{classes, std::vector<float>(classes.size() * p), model.scale};
+    for (std::size_t first = 0; first < classes.size(); first += at_once) {
+        progress(first);
+        const std::size_t count = std::min(at_once, classes.size() - first);
+        std::vector<std::string> texts;
+        for (std::size_t c = first; c < first + count; ++c)
+            for (const std::string& pattern : templates) texts.push_back(fill_template(pattern, classes[c]));
+        const auto embeds = embed_texts(device, *model.tower, model.tokenize(texts));
+        for (std::size_t c = 0; c < count; ++c) {
+            std::vector<double> mean(p);
+            for (std::size_t t = 0; t < P; ++t)
+                for (std::size_t k = 0; k < p; ++k) mean[k] += double(embeds[(c * P + t) * p + k]);
+            double squares = 0;
+            for (const double v : mean) squares += v * v;
+            if (!(squares > 0))
+                throw error("class has no direction", "class " + classes[first + c],
+                            "its templates' embeddings cancel out");
+            for (std::size_t k = 0; k < p; ++k)
+                out.embeddings[(first + c) * p + k] = static_cast<float>(mean[k] / std::sqrt(squares));
+        }
+    }
+    progress(classes.size());
+    return out;
+}
+
+// The lines of a text file without white space around them; empty ones are left out.
+inline std::vector<std::string> read_lines(const std::filesystem::path& path) {
+    const file_bytes bytes(path);
+    std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // byte order mark
+    std::vector<std::string> lines;
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = std::min(text.find('\n', at), text.size());
+        const std::string_view line = text.substr(at, end - at);
+        at = end + 1;
+        const auto first = line.find_first_not_of(" \t\r");
+        if (first == line.npos) continue;
+        lines.emplace_back(line.substr(first, line.find_last_not_of(" \t\r") + 1 - first));
+    }
+    return lines;
+}
+
+// "golden_retriever" as a text: "golden retriever".
+inline std::string class_name_of_folder(std::string folder) {
+    std::replace(folder.begin(), folder.end(), '_', ' ');
+    return folder;
+}
+
+// Names of classes, and which of them a label of the pictures means: of_label has a class, or -1, per label.
+struct named_classes {
+    std::vector<std::string> names;
+    std::vector<std::int32_t> of_label;
+};
+
+// The lines of a file of classes and the labels of pictures (folders' names). A line is one of
+//   LABEL <tab> NAME   in all lines or none
+//   LABEL NAME         if the first words of the lines are all different and every label is among them, such as the
+//                      synsets of ImageNet
+//   NAME               otherwise: a label means the name that it equals, case aside and with blanks for underscores
+// psae::error for no lines, a name or label named twice, a line without a tab where others have one; `where` names the
+// file.
+inline named_classes name_classes(const std::vector<std::string>& lines, const std::vector<std::string>& labels,
+                                  const std::string& where) {
+    if (lines.empty()) throw error("file names no class", where, "expected a line for each class");
+    const auto plain = [](const std::string& text) {
+        std::string out = class_name_of_folder(text);
+        for (char& c : out)
+            if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+        return out;
+    };
+    named_classes out;
+    std::map<std::string, std::int32_t> of_key;
+    const auto read = [&](char separator) {
+        out.names.clear();
+        of_key.clear();
+        for (std::size_t i = 0; i < lines.size(); ++i) {
+            const std::string line = where + ", line " + std::to_string(i + 1);
+            const auto cut = separator == '\0' ? std::string::npos : lines[i].find(separator);
+            if (separator != '\0' && cut == std::string::npos)
+                throw error("line has no label", line, "expected LABEL <tab> NAME as in other lines");
+            const std::string name = lines[i].substr(cut == std::string::npos ? 0 : cut + 1);
+            out.names.push_back(name.substr(std::min(name.find_first_not_of(" \t"), name.size())));
+            const std::string key = cut == std::string::npos ? plain(name) : lines[i].substr(0, cut);
+            if (!of_key.emplace(key, static_cast<std::int32_t>(i)).second)
+                throw error("class is named twice", line, key);
+        }
+    };
+    const auto has = [&](char c) { return [c](const std::string& line) { return line.find(c) != std::string::npos; }; };
+    const auto first_words_are_labels = [&] {
+        std::unordered_set<std::string> words;
+        for (const std::string& line : lines)
+            if (!words.insert(line.substr(0, line.find(' '))).second) return false;
+        return !labels.empty() && std::all_of(lines.begin(), lines.end(), has(' ')) &&
+               std::all_of(labels.begin(), labels.end(), [&](const auto& l) { return words.contains(l); });
+    };
+    const bool tabs = std::any_of(lines.begin(), lines.end(), has('\t')), words = !tabs && first_words_are_labels();
+    read(tabs ? '\t' : words ? ' ' : '\0');
+    for (const std::string& label : labels) {
+        const auto found = of_key.find(tabs || words ? label : plain(label));
+        out.of_label.push_back(found == of_key.end() ? -1 : found->second);
+    }
+    return out;
+}
+
+}  // namespace psae
