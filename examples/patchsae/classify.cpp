@@ -57,8 +57,9 @@ void run(state& s, const CLI::App& sub) {
     if (sae) require_fit(*sae, s.sae, tower->width(), s.images.model);
     const std::size_t layer = tower->hidden_index(s.images.layer);
     const psae::cpu device(s.common.threads);
-    const auto templates =
-        psae::read_lines(s.templates.empty() ? find_data_file("imagenet_templates.txt") : s.templates);
+    const std::filesystem::path template_file =
+        s.templates.empty() ? find_data_file("imagenet_templates.txt") : std::filesystem::path(s.templates);
+    const auto templates = psae::read_lines(template_file);
     psae::zero_shot_classifier classifier;
     {
         progress bar("classes", classes.names.size());
