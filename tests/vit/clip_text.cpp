@@ -30,9 +30,7 @@ token_ids golden_ids(const char* name) {
     return t;
 }
 
-struct small_text : clip_text_config<11, 7, 12, 2, 3, 20, 5, mlp_activation::gelu> {
-    static constexpr const char* name = "small";
-};
+struct small_text : clip_text_config<11, 7, 12, 2, 3, 20, 5, mlp_activation::gelu> {};
 
 // softmax(Q K^T / sqrt(width)) V with later keys left out, element by element.
 std::vector<double> plain_causal_attention(const std::vector<double>& qkv, std::size_t sequences, std::size_t tokens,
