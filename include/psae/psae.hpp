@@ -1,6 +1,7 @@
 #pragma once
 // psae on the CPU: one include for everything but what reads JSON, whose parser is costly to compile. Include by name:
-// vit/load_clip.hpp, vit/read_preprocessing.hpp, io/safetensors.hpp, io/sae_file.hpp, io/training_run.hpp.
+// vit/load_clip.hpp, vit/read_preprocessing.hpp, vit/zero_shot.hpp, io/safetensors.hpp, io/sae_file.hpp,
+// io/training_run.hpp, io/zero_shot_accuracy.hpp; and vit/tokenizer.hpp, which needs utf8proc.
 
 #include <psae/attribution/latent_summary.hpp>
 #include <psae/attribution/patch_map.hpp>
@@ -34,5 +35,6 @@
 #include <psae/stage/decode.hpp>
 #include <psae/stage/layer_norm.hpp>
 #include <psae/stage/patch_embedding.hpp>
+#include <psae/vit/clip_text.hpp>
 #include <psae/vit/clip_vision.hpp>
 #include <psae/vit/preprocess.hpp>

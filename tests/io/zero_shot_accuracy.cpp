@@ -63,6 +63,11 @@ TEST_CASE("zero-shot logits of pictures, plain and with the reconstruction in pl
     const auto without = zero_shot_accuracy(device, *tower, classifier, pictures, classes.of_label, 2);
     CHECK(without.plain.best == 24);
     CHECK(without.with_sae.pictures == 0);
+    CHECK_THROWS_WITH(zero_shot_accuracy(device, *tower, classifier, pictures, std::vector<std::int32_t>{0, 1, 2}, 2),
+                      Catch::Contains("each of 4 labels"));
+    CHECK_THROWS_WITH(
+        zero_shot_accuracy(device, *tower, classifier, pictures, std::vector<std::int32_t>{0, 1, 2, 4}, 2),
+        Catch::Contains("below 4"));
     sae.d_in = 32;
     CHECK_THROWS_WITH(zero_shot_accuracy(device, *tower, classifier, pictures, classes.of_label, 2, sae_view(sae)),
                       Catch::Contains("d_in 32") && Catch::Contains("64"));

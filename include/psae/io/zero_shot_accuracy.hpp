@@ -95,6 +95,11 @@ inline zero_shot_result zero_shot_accuracy(
     if (classifier.embeddings.size() != C * tower.projection())
         throw error("class and image embeddings do not fit", tower.name(),
                     "expected " + std::to_string(tower.projection()) + " numbers a class");
+    if (class_of_label.size() != pictures.list().class_names.size() ||
+        std::any_of(class_of_label.begin(), class_of_label.end(), [&](auto c) { return c >= std::int32_t(C); }))
+        throw error("classes and labels do not fit", "zero-shot accuracy",
+                    "expected a class below " + std::to_string(C) + ", or -1, for each of " +
+                        std::to_string(pictures.list().class_names.size()) + " labels");
     zero_shot_result result;
     arena<> scratch;
     std::vector<float> pixels(batch * pictures.pixels()), x(batch * T * d), replaced;

@@ -1,7 +1,7 @@
 #pragma once
 // The tokenizer of a Hugging Face directory: tokenizer.json, or vocab.json and merges.txt.
 
-#include <cmath>
+#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <string_view>
