@@ -10,7 +10,6 @@ namespace patchsae {
 namespace {
 
 bool is_flag(const CLI::Option& option) { return option.get_expected_max() == 0; }
-bool is_list(const CLI::Option& option) { return option.get_expected_max() > 1; }
 // UINT, INT, FLOAT or TEXT; what checks add to it is left out.
 std::string type_of(const CLI::Option& option) {
     const std::string type = option.get_type_name();
@@ -63,6 +62,37 @@ void check_counts(CLI::App& app) {
                     ""));
 }
 
+bool is_list(const CLI::Option& option) { return option.get_expected_max() > 1; }
+
+const CLI::Option& option_of(const CLI::App& subcommand, const std::string& key, const std::string& where) {
+    const CLI::Option* option = subcommand.get_option_no_throw("--" + key);
+    if (option == nullptr || key == "config" || key == "help" || option->get_lnames().front() != key)
+        throw CLI::ValidationError(where, "unknown key " + key + "; see patchsae " + subcommand.get_name() + " --help");
+    return *option;
+}
+
+std::vector<std::string> arguments_of(const CLI::Option& option, const std::string& key, const rapidjson::Value& value,
+                                      const std::string& where) {
+    std::vector<std::string> arguments;
+    const bool list = is_list(option) && value.IsArray();
+    for (rapidjson::SizeType i = 0; i < (list ? value.Size() : 1); ++i) {
+        const auto argument = argument_of(option, list ? value[i] : value);
+        if (!argument)
+            throw CLI::ValidationError(
+                where, "key " + key + ": expected " + expected_type(option) + ", " + psae::detail::found_json(value));
+        arguments.push_back("--" + key + "=" + *argument);
+    }
+    return arguments;
+}
+
+std::vector<std::string> given_arguments(const CLI::App& subcommand) {
+    std::vector<std::string> arguments;
+    for (const CLI::Option* option : subcommand.get_options())
+        for (const std::string& value : option->results())
+            arguments.push_back("--" + option->get_lnames().front() + "=" + value);
+    return arguments;
+}
+
 std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std::string> arguments) {
     std::string file;
     for (std::size_t i = 0; i < arguments.size(); ++i) {
@@ -93,17 +123,9 @@ std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std
     std::vector<std::string> from_file;
     for (const auto& member : json.GetObject()) {
         const std::string key(member.name.GetString(), member.name.GetStringLength());
-        const CLI::Option* option = sub->get_option_no_throw("--" + key);
-        if (option == nullptr || key == "config" || key == "help" || option->get_lnames().front() != key)
-            refuse("unknown key " + key + "; see patchsae " + sub->get_name() + " --help");
-        const bool list = is_list(*option) && member.value.IsArray();
-        for (rapidjson::SizeType i = 0; i < (list ? member.value.Size() : 1); ++i) {
-            const auto argument = argument_of(*option, list ? member.value[i] : member.value);
-            if (!argument)
-                refuse("key " + key + ": expected " + expected_type(*option) + ", " +
-                       psae::detail::found_json(member.value));
-            if (!is_given(*option)) from_file.push_back("--" + key + "=" + *argument);
-        }
+        const CLI::Option& option = option_of(*sub, key, "--config " + file);
+        const auto values = arguments_of(option, key, member.value, "--config " + file);
+        if (!is_given(option)) from_file.insert(from_file.end(), values.begin(), values.end());
     }
     arguments.insert(arguments.begin() + 1, from_file.begin(), from_file.end());
     return arguments;

@@ -114,6 +114,12 @@ json_object& json_object::add(const char* key, const std::vector<std::size_t>& n
         array.PushBack(rapidjson::Value(static_cast<std::uint64_t>(n)), document_.GetAllocator());
     return add_value(key, std::move(array));
 }
+json_object& json_object::add(const char* key, const std::vector<json_object>& objects) {
+    rapidjson::Value array(rapidjson::kArrayType);
+    for (const json_object& object : objects)
+        array.PushBack(rapidjson::Value(object.document_, document_.GetAllocator()), document_.GetAllocator());
+    return add_value(key, std::move(array));
+}
 std::string json_object::text() const {
     rapidjson::StringBuffer buffer;
     rapidjson::Writer<rapidjson::StringBuffer> writer(buffer);

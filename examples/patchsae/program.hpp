@@ -67,6 +67,17 @@ void check_counts(CLI::App& app);
 // not given on it. CLI::ParseError, naming the key, for a file that is no object of options of this subcommand.
 std::vector<std::string> with_configuration(const CLI::App& app, std::vector<std::string> arguments);
 
+// The option that a configuration file names by its long name. CLI::ParseError, which says `where`, if there is none.
+const CLI::Option& option_of(const CLI::App& subcommand, const std::string& key, const std::string& where);
+// Whether it takes several values.
+bool is_list(const CLI::Option& option);
+// A value of it from a file as arguments --KEY=.., one for each element of an array where it takes several.
+// CLI::ParseError, which says `where`, for a value of another type.
+std::vector<std::string> arguments_of(const CLI::Option& option, const std::string& key, const rapidjson::Value& value,
+                                      const std::string& where);
+// The options that were given to a subcommand, as arguments --KEY=..
+std::vector<std::string> given_arguments(const CLI::App& subcommand);
+
 // The value of an option after parsing, given or default, as text.
 std::string effective_value(const CLI::App& subcommand, const std::string& name);
 
@@ -100,6 +111,7 @@ public:
         return add_value(key, rapidjson::Value(static_cast<std::int64_t>(number)));
     }
     json_object& add(const char* key, const std::vector<std::size_t>& numbers);
+    json_object& add(const char* key, const std::vector<json_object>& objects);
     std::string text() const;
     void print() const { fmt::print("{}\n", text()); }
     // For people: a line for each field.

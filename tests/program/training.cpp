@@ -1,7 +1,7 @@
 // train through the program: the reference's trajectories, resuming after a kill, signals, the same bytes twice.
-#include "program.hpp"
+#include <psae/io/training_run.hpp>
 
-#include <psae/io/sae_file.hpp>
+#include "training_runs.hpp"
 
 using namespace program;
 
@@ -23,76 +23,6 @@ void write_reference_start(const folder& work) {
     sae.b_dec = floats(inputs, "b_dec");
     psae::write_sae(work / "start", sae, "reference", -2);
     write_npz(work / "batches.npz", "tokens", floats(inputs, "batches"), {20, 40, 16});
-}
-
-// A run on stored rows that takes a second or so.
-std::vector<std::string> train_arguments(const folder& work, const std::string& out, const std::string& steps) {
-    if (!fs::exists(work / "rows.npz")) write_npz(work / "rows.npz", "tokens", some_rows(3000, 24), {3000, 24});
-    return {"train",
-            "--activations",
-            work / "rows.npz",
-            "--out",
-            work / out,
-            "--steps",
-            steps,
-            "--batch-tokens",
-            "48",
-            "--d-sae",
-            "96",
-            "--warmup-steps",
-            "20",
-            "--checkpoint-every",
-            "50",
-            "--threads",
-            "1",
-            "--seed",
-            "3",
-            "--dead-after",
-            "30",
-            "--eval-every",
-            "40"};
-}
-// With more options; "--name=value" takes the place of the one that is there.
-std::vector<std::string> with(std::vector<std::string> arguments, const std::vector<std::string>& more) {
-    for (const auto& m : more) {
-        const auto there = std::find(arguments.begin(), arguments.end(), m.substr(0, m.find('=')));
-        if (there != arguments.end()) arguments.erase(there, there + 2);
-        arguments.push_back(m);
-    }
-    return arguments;
-}
-
-// The metrics of a run without what the clock said, the last number of each line.
-std::string reproducible_metrics(const fs::path& run) {
-    std::string kept;
-    std::ifstream in(run / "metrics.jsonl");
-    for (std::string line; std::getline(in, line);) {
-        const auto rate = line.find(", \"tokens_per_s\": ");
-        REQUIRE(rate != std::string::npos);
-        REQUIRE(line.find(',', rate + 1) == std::string::npos);
-        kept += line.substr(0, rate) + "\n";
-    }
-    return kept;
-}
-
-void check_same_run(const fs::path& a, const fs::path& b) {
-    CHECK(reproducible_metrics(a) == reproducible_metrics(b));
-    for (const char* name : {"sae_weights.safetensors", "cfg.json", "checkpoint/state.safetensors", "loss.png",
-                             "l0.png", "dead.png", "explained_variance.png"}) {
-        INFO(name);
-        REQUIRE(fs::exists(a / name));
-        CHECK(read_text(a / name) == read_text(b / name));
-    }
-}
-
-// Sends `signal` once the run has written `lines` lines of metrics.
-limits at_line(const fs::path& run, std::size_t lines, int signal) {
-    return {.memory_bytes = 0,
-            .signal_when = [=] { return count_lines(read_text(run / "metrics.jsonl")) >= lines ? signal : 0; }};
-}
-
-std::size_t checkpoint_steps(const fs::path& run) {
-    return psae::safetensors_file(run / "checkpoint" / "state.safetensors").read<std::uint64_t>("counters", {2})[0];
 }
 
 }  // namespace
@@ -450,4 +380,117 @@ TEST_CASE("BatchTopK and Matryoshka: the learned threshold is kept and used") {
     auto prefixes = with(train_arguments(work, "x", "2"), {"--variant=matryoshka"});
     prefixes.insert(prefixes.end(), {"--prefixes", "20", "10"});
     CHECK(refused(prefixes).find("--prefixes") != std::string::npos);
+}
+
+TEST_CASE("a scale of activations is folded into the SAE: on plain tokens it does what was trained on scaled ones") {
+    const folder work;
+    // Tokens far from the mean norm of sqrt(24) that they are scaled to.
+    auto rows = some_rows(3000, 24);
+    for (float& x : rows) x *= 37;
+    write_npz(work / "large.npz", "tokens", rows, {3000, 24});
+    for (const std::string variant : {"relu", "topk", "batch_topk", "matryoshka", "jump_relu", "gated"}) {
+        INFO(variant);
+        const std::vector<std::string> options{"--activations=" + (work / "large.npz").string(),
+                                               "--variant=" + variant,
+                                               "--normalise-activations=expected_average_only_in",
+                                               "--k=5",
+                                               "--target-l0=5",
+                                               "--lr=0.003",
+                                               "--eval-every=60"};
+        run_well(with(train_arguments(work, "run", "60"), options));
+        const psae::safetensors_file state(work / "run" / "checkpoint" / "state.safetensors");
+        const double scale = state.read<double>("activation_scale", {1})[0];
+        CHECK(scale < 0.5);
+        CHECK(read_text(work / "run" / "cfg.json").find("\"normalize_activations\": \"none\"") != std::string::npos);
+        // The SAE as it was trained, and as it was written.
+        const auto written = psae::read_sae(work / "run");
+        auto trained = written;
+        const auto parameter = [&](const char* name) { return state.read(name, state.at(name).shape); };
+        trained.W_enc = parameter("W_enc");
+        trained.W_dec = parameter("W_dec");
+        trained.b_enc = parameter(variant == "gated" ? "b_gate" : "b_enc");
+        trained.b_dec = parameter("b_dec");
+        auto scaled = rows;
+        for (float& x : scaled) x *= float(scale);
+        const psae::cpu device;
+        psae::arena<> scratch;
+        const std::size_t n = 500;
+        std::vector<float> x_hat(n * 24), scaled_x_hat(n * 24);
+        const auto z = psae::encode_rows(device, scratch, written, rows.data(), n);
+        psae::decode_rows(device, written, z, rows.data(), x_hat.data());
+        const auto scaled_z = psae::encode_rows(device, scratch, trained, scaled.data(), n);
+        psae::decode_rows(device, trained, scaled_z, scaled.data(), scaled_x_hat.data());
+        for (float& x : scaled_x_hat) x /= float(scale);
+        REQUIRE(z.entries() > n);
+        REQUIRE(z.entries() == scaled_z.entries());
+        CHECK(std::equal(z.latent, z.latent + z.entries(), scaled_z.latent));
+        CHECK(relative_difference(std::vector<float>(z.value, z.value + z.entries()),
+                                  std::vector<float>(scaled_z.value, scaled_z.value + z.entries())) < 1e-5);
+        CHECK(relative_difference(x_hat, scaled_x_hat) < 1e-5);
+        // What was reported on the way is what the written SAE does to the tokens as they are.
+        std::ifstream metrics(work / "run" / "metrics.jsonl");
+        std::string line, last;
+        while (std::getline(metrics, line)) last = line;
+        const auto json = psae::parse_json(last, "metrics");
+        const auto held_out = psae::hold_out_rows(rows, 24, 16384, 3);
+        const auto quality =
+            psae::evaluate_sae(device, scratch, psae::sae_view(written), held_out.data(), held_out.size() / 24);
+        CHECK(json["eval_mse"].GetDouble() == Approx(quality.mse).epsilon(1e-4));
+        CHECK(json["eval_explained_variance"].GetDouble() == Approx(quality.explained_variance).epsilon(1e-4));
+        CHECK(json["eval_l0"].GetDouble() == Approx(quality.l0).epsilon(1e-3));
+        rows = some_rows(3000, 24);
+        for (float& x : rows) x *= 37;
+        // The written SAE is a start for another such run, whose tokens have the same scale.
+        auto further = options;
+        std::replace(further.begin(), further.end(), std::string("--lr=0.003"), std::string("--lr=1e-30"));
+        further.insert(further.end(), {"--init=" + (work / "run").string(), "--no-normalise-decoder"});
+        run_well(with(train_arguments(work, "more", "1"), further));
+        CHECK(relative_difference(psae::read_sae(work / "more").W_enc, written.W_enc) < 1e-5);
+        CHECK(relative_difference(psae::read_sae(work / "more").W_dec, written.W_dec) < 1e-5);
+        CHECK(relative_difference(psae::read_sae(work / "more").b_dec, written.b_dec) < 1e-5);
+    }
+}
+
+TEST_CASE("jump_relu and gated resume to the same bytes, with their scale and their thresholds") {
+    const folder work;
+    for (const std::string variant : {"jump_relu", "gated"}) {
+        INFO(variant);
+        const std::vector<std::string> options{"--variant=" + variant, "--lr=0.003"};
+        run_well(with(train_arguments(work, "whole", "120"), options));
+        run_well(with(train_arguments(work, "parts", "70"), options));
+        run_well(with(with(train_arguments(work, "parts", "120"), options), {"--resume"}));
+        check_same_run(work / "whole", work / "parts");
+        CHECK(psae::read_sae(work / "whole").architecture == (variant == "gated" ? "gated" : "jumprelu"));
+        fs::remove_all(work / "whole");
+        fs::remove_all(work / "parts");
+    }
+    CHECK(refused(with(train_arguments(work, "x", "2"), {"--variant=gated", "--dead-latents=ghost"}), 2)
+              .find("--dead-latents") != std::string::npos);
+    CHECK(refused(with(train_arguments(work, "x", "2"), {"--random-prefixes=3"}), 2).find("matryoshka") !=
+          std::string::npos);
+}
+
+TEST_CASE("the sparsity term warms up, and jump_relu starts at its target") {
+    const folder work;
+    const auto first_line = [&](const std::vector<std::string>& more) {
+        run_well(with(train_arguments(work, "run", "1"), more));
+        return psae::parse_json(read_text(work / "run" / "metrics.jsonl"), "metrics");
+    };
+    for (const std::string variant : {"relu", "gated", "jump_relu"}) {
+        INFO(variant);
+        const char* term = variant == "jump_relu" ? "sparsity" : "l1";
+        const auto weight = [&](const std::string& steps) {
+            // (A penalty that is not 0 from the start: thresholds far below the target.)
+            return first_line(
+                       {"--variant=" + variant, "--sparsity-warmup-steps=" + steps, "--threshold-init=0.001"})[term]
+                .GetDouble();
+        };
+        CHECK(weight("0") > 0);
+        CHECK(weight("8") == Approx(weight("0") / 8).epsilon(1e-5));
+        // As long as that of the learning rate, 20 steps, where nothing else is said; none for relu.
+        const double otherwise = first_line({"--variant=" + variant, "--threshold-init=0.001"})[term].GetDouble();
+        CHECK(otherwise == Approx(weight(variant == "relu" ? "0" : "20")).epsilon(1e-5));
+    }
+    CHECK(first_line({"--variant=jump_relu", "--target-l0=9"})["l0"].GetDouble() == Approx(9).epsilon(0.3));
+    CHECK(first_line({"--variant=jump_relu", "--threshold-init=0.001"})["l0"].GetDouble() > 30);
 }

@@ -61,15 +61,11 @@ TEST_CASE("bad usage is one line and exit code 2") {
 
 TEST_CASE("what is not there is said in one line with exit code 1") {
     const folder work;
-    const std::string tokens = golden / "formats" / "numpy" / "f4.npy";
     CHECK(contains(refused({"info", "x", "--device", "cuda"}), "there is no CUDA device"));
     CHECK(contains(refused({"info", "x", "--device", "cuda:1"}), "use --device cpu"));
     CHECK(contains(refused({"info", "x", "--dtype", "bf16"}), "bf16"));
     CHECK(contains(refused({"info", "no/such/path"}), "no such file or directory (no/such/path)"));
     CHECK(contains(refused({"info", "two\nlines"}), "two lines"));
-    for (const char* variant : {"jump_relu", "gated"})
-        CHECK(
-            contains(refused({"train", "--activations", tokens, "--out", work / "x", "--variant", variant}), variant));
     // More memory than there is, and extents that would overflow.
     write_npz(work / "rows.npz", "tokens", some_rows(64, 8), {64, 8});
     for (const char* option : {"--d-sae=100000000000", "--d-sae=2305843009213693952", "--expansion=2305843009213693952",

@@ -26,10 +26,10 @@ std::vector<std::size_t> extents_of(const Shape& shape) {
 
 }  // namespace detail
 
-// The file appears whole or not at all, in place of the one before.
-template <class Variant>
-void write_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<Variant>& run,
-                      const run_identity& identity) {
+// Of an SAE and what is kept beside its parameters: `run` is a trainer, or something else whose each_state(f) calls f as
+// the trainer's does. The file appears whole or not at all, in place of the one before.
+template <class Variant, class Run>
+void write_checkpoint(const std::filesystem::path& path, Variant& sae, Run& run, const run_identity& identity) {
     std::map<std::string, std::vector<std::size_t>> shapes;
     std::vector<tensor_to_write> tensors;
     sae.each_parameter([&](const char* name, auto& p) {
@@ -46,9 +46,8 @@ void write_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<V
 
 // Fills the SAE and the trainer. psae::error, naming what differs, if the checkpoint is of a run with another identity;
 // if it is missing, damaged or of an SAE of another size. After an error the two hold nothing useful.
-template <class Variant>
-void read_checkpoint(const std::filesystem::path& path, Variant& sae, trainer<Variant>& run,
-                     const run_identity& identity) {
+template <class Variant, class Run>
+void read_checkpoint(const std::filesystem::path& path, Variant& sae, Run& run, const run_identity& identity) {
     if (!std::filesystem::exists(path))
         throw error("there is no checkpoint", path.string(), "", "start the run without resuming");
     const safetensors_file file(path);

@@ -2,7 +2,7 @@
 // Pictures of a list as a vision tower takes them, and the tokens of one of its layers as training rows.
 //
 //   psae::picture_reader pictures(list, how, psae::alpha_mode::white, [](const psae::error& e) { log(e.what()); });
-//   psae::image_activations source(*tower, pictures, layer, device, seed);
+//   psae::image_activations source(*tower, pictures, {layer}, device, seed);
 //   psae::activation_stream stream(source, 4096, 4, true, seed);
 
 #include <algorithm>
@@ -75,29 +75,30 @@ private:
     std::vector<char> unreadable_;
 };
 
-// A source for activation_stream: the tokens [T, d] of every picture, pictures shuffled anew in each epoch. The place
+// A source for activation_stream: the tokens [T, layers * d] of every picture, pictures shuffled anew in each epoch.
+// A row is a token at each of the layers, one after the other, from one pass of the tower. The place
 // of an unreadable picture is taken by the next readable one of the list, so rows depend on the seed and the files
 // alone.
 class image_activations {
 public:
-    // Tokens of hidden state `layer`. Tower and pictures must outlive this.
-    image_activations(const vision_tower& tower, picture_reader& pictures, std::size_t layer, const cpu& device,
-                      std::uint64_t seed)
+    // Tokens of hidden states `layers`, ascending. Tower and pictures must outlive this.
+    image_activations(const vision_tower& tower, picture_reader& pictures, std::vector<std::size_t> layers,
+                      const cpu& device, std::uint64_t seed)
         : tower_(tower),
           pictures_(pictures),
-          layer_(layer),
+          layers_(std::move(layers)),
           device_(device),
           seed_(seed),
           order_(pictures.size(), seed) {
         if (pictures.size() == 0) throw error("there are no pictures", "image activations");
     }
 
-    std::size_t columns() const { return tower_.width(); }
+    std::size_t columns() const { return layers_.size() * tower_.width(); }
     std::size_t rows() const { return pictures_.size() * tower_.tokens(); }
 
-    // Rows first .. first + count of the endless stream. out: [count, d].
+    // Rows first .. first + count of the endless stream. out: [count, layers * d].
     void read(std::uint64_t first, std::size_t count, float* out) {
-        const std::size_t T = tower_.tokens(), d = tower_.width();
+        const std::size_t T = tower_.tokens(), d = columns();
         for (std::size_t done = 0; done < count;) {
             const std::uint64_t position = (first + done) / T;
             // Passes are cut at fixed positions: what a product rounds may depend on how many pictures go through it, and a
@@ -115,9 +116,10 @@ public:
         }
     }
 
-    // Up to `count` rows drawn at random, equally many from each of up to `pictures` pictures. Returns [n, d].
+    // Up to `count` rows drawn at random, equally many from each of up to `pictures` pictures. Returns
+    // [n, layers * d].
     std::vector<float> sample(std::size_t count, std::size_t pictures = 128) {
-        const std::size_t T = tower_.tokens(), d = tower_.width();
+        const std::size_t T = tower_.tokens(), d = columns();
         pictures = std::min({pictures, pictures_.size(), count});
         epoch_order order(pictures_.size(), ~seed_);
         random_stream random(~seed_);
@@ -149,7 +151,9 @@ private:
     void forward(std::vector<std::size_t> which) {
         const std::size_t count = which.size(), pixels = pictures_.pixels();
         pixels_.resize(count * pixels);
-        held_.resize(count * tower_.tokens() * tower_.width());
+        const std::size_t rows = count * tower_.tokens(), d = tower_.width();
+        held_.resize(rows * columns());
+        if (layers_.size() > 1) state_.resize(rows * d);
         auto good = pictures_.read(device_, which, pixels_.data());
         for (std::size_t i = 0; i < count; ++i)
             for (std::size_t tried = 1; !good[i]; ++tried) {
@@ -160,20 +164,27 @@ private:
                 good[i] = pictures_.read(device_, {&which[i], 1}, pixels_.data() + i * pixels)[0];
             }
         scratch_.reset();
-        tower_.embed(device_, scratch_, pixels_.data(), count, held_.data());
-        tower_.run(device_, scratch_, held_.data(), count, 0, layer_);
+        float* x = layers_.size() > 1 ? state_.data() : held_.data();
+        tower_.embed(device_, scratch_, pixels_.data(), count, x);
+        std::size_t reached = 0;
+        for (std::size_t l = 0; l < layers_.size(); ++l) {
+            tower_.run(device_, scratch_, x, count, std::exchange(reached, layers_[l]), layers_[l]);
+            if (layers_.size() > 1)
+                for (std::size_t r = 0; r < rows; ++r) std::copy_n(x + r * d, d, held_.data() + r * columns() + l * d);
+        }
         held_first_ = 0;
         held_count_ = count;
     }
 
     const vision_tower& tower_;
     picture_reader& pictures_;
-    std::size_t layer_;
+    std::vector<std::size_t> layers_;
     cpu device_;
     std::uint64_t seed_;
     epoch_order order_;
     arena<> scratch_;
-    std::vector<float> pixels_, held_;  // held_: tokens of the pictures at positions held_first_ .. + held_count_
+    std::vector<float> pixels_, state_;
+    std::vector<float> held_;  // rows of the pictures at positions held_first_ .. + held_count_
     std::uint64_t held_first_ = 0;
     std::size_t held_count_ = 0;
 };

@@ -148,14 +148,25 @@ inline sae_weights read_sae(const std::filesystem::path& given) {
 }
 
 // Writes sae_weights.safetensors and cfg.json; `model` and `layer` say whose activations it was trained on (nobody
-// knows where `model` is empty).
+// knows where `model` is empty). An activation_scale s is folded into the weights, which become s W_enc, W_dec / s and
+// b_dec / s; the codes are the same.
 inline void write_sae(const std::filesystem::path& directory, const sae_view& s, const std::string& model, long layer) {
     std::filesystem::create_directories(directory);
     {
-        const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+        auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+        std::vector<float> W_dec, b_dec;
+        if (s.activation_scale != 1) {
+            const auto scale = static_cast<float>(s.activation_scale);
+            for (float& w : W_enc) w *= scale;
+            W_dec.assign(s.W_dec, s.W_dec + s.d_sae * s.d_in);
+            b_dec.assign(s.b_dec, s.b_dec + s.d_in);
+            for (float& w : W_dec) w /= scale;
+            for (float& b : b_dec) b /= scale;
+        }
         std::vector tensors{to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()),
                             to_write(detail::encoder_bias_name(s), {s.d_sae}, s.b_enc),
-                            to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec), to_write("b_dec", {s.d_in}, s.b_dec)};
+                            to_write("W_dec", {s.d_sae, s.d_in}, W_dec.empty() ? s.W_dec : W_dec.data()),
+                            to_write("b_dec", {s.d_in}, b_dec.empty() ? s.b_dec : b_dec.data())};
         if (s.architecture == "jumprelu") tensors.push_back(to_write("threshold", {s.d_sae}, s.threshold.data()));
         if (s.architecture == "gated") {
             tensors.push_back(to_write("r_mag", {s.d_sae}, s.r_mag.data()));

@@ -4,6 +4,9 @@
 //   metrics.jsonl                       a line per step; tokens_per_s, its last number, is what the clock said, all else is
 //                                       the same in two runs with one seed
 //   checkpoint/state.safetensors        what a resumed run starts from
+//
+// train_runs drives one run or several on a single stream of activations. A run among others writes the same numbers as
+// it would alone.
 
 #include <charconv>
 #include <chrono>
@@ -12,6 +15,7 @@
 #include <fstream>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,12 +32,17 @@ enum class decoder_bias_start { geometric_median, mean, zero };
 
 struct training_run_options {
     std::filesystem::path directory;
-    std::size_t steps = 0, batch_tokens = 4096;
-    bool shuffled = true;  // rows of a block are mixed; otherwise they come as the source gives them
+    std::size_t first_column = 0;  // of the stream's rows: where the tokens [d_in] of this run begin
     std::uint64_t seed = 0;
+    decoder_bias_start b_dec_start = decoder_bias_start::geometric_median;
+    // Tokens are multiplied by sqrt(d_in) / their mean norm, as measured on the sample that the run starts from (SAELens'
+    // expected_average_only_in). The SAE is written for tokens as they are.
+    bool normalise_activations = false;
     std::size_t checkpoint_every = 0, eval_every = 0;  // steps; 0: only at the end, never
     std::size_t resample_every = 0;                    // steps after which dead latents start anew; 0: never
     run_identity identity;
+    std::string model;  // for cfg.json: the model and the hidden state the tokens are of
+    long layer = -2;
 };
 
 // Which of n pictures or rows are held out for evaluation: one in twenty, at least one and at most `most`, drawn by
@@ -101,89 +110,189 @@ private:
 
 }  // namespace detail
 
-template <class Variant>
-class training_run {
-public:
-    // What is known after a step.
-    struct progress {
-        const step_metrics& metrics;
-        std::size_t steps_done, steps;
-        double tokens_per_s;  // over the last steps
-    };
+// Columns first .. first + count of rows [n, columns].
+inline std::vector<float> select_columns(std::span<const float> rows, std::size_t columns, std::size_t first,
+                                         std::size_t count) {
+    std::vector<float> selected;
+    selected.reserve(rows.size() / columns * count);
+    for (std::size_t at = first; at < rows.size(); at += columns)
+        selected.insert(selected.end(), rows.begin() + std::ptrdiff_t(at), rows.begin() + std::ptrdiff_t(at + count));
+    return selected;
+}
 
-    // The SAE gets its start values by initialise, resume, or from outside. `held_out` [n, d_in]: rows on which it is
-    // evaluated every eval_every steps.
-    training_run(Variant& sae, const training_options& training, training_run_options options, cpu& device,
-                 std::vector<float> held_out = {})
-        : sae_(sae),
+// How an SAE does, and what its steps cost.
+struct run_summary {
+    reconstruction_quality quality;
+    double dead_fraction = 0;  // latents that have not fired for dead_after steps
+    double tokens_per_s = 0;   // of its own steps in this session, without waiting for data; NaN where there were none
+};
+
+// A run of any variant.
+class any_training_run {
+public:
+    using rows = view<const float, shape<dyn, dyn>>;
+
+    virtual ~any_training_run() = default;
+    virtual std::size_t steps_done() const = 0;
+    // Of the last step; none before the first one of this session.
+    virtual const std::optional<step_metrics>& last_step() const = 0;
+    virtual bool has_checkpoint() const = 0;
+
+    // One of these comes first. `sample` gives tokens [n, d_in] to start from, and is asked for them only if they are
+    // needed.
+    virtual void initialise(const std::function<std::span<const float>()>& sample) = 0;
+    // From a trained SAE, which `where` names; errors as of set_parameters.
+    virtual void start_from(sae_weights from, const std::string& where,
+                            const std::function<std::span<const float>()>& sample) = 0;
+    // From the checkpoint of the directory; errors as of read_checkpoint.
+    virtual void resume() = 0;
+
+    // Makes the directory; of a run that starts anew, what an earlier one left in it goes.
+    virtual void begin() = 0;
+    // A step on rows of the stream, its line of metrics, and a checkpoint where one is due. `waited`: seconds the rows took.
+    // psae::error if the loss is no longer finite or a file cannot be written; the last checkpoint then stands.
+    virtual void step(rows of_stream, double waited) = 0;
+    // Writes the checkpoint and the SAE.
+    virtual void finish() = 0;
+
+    // On tokens [n, d_in].
+    virtual run_summary summarise(std::span<const float> tokens) = 0;
+};
+
+template <class Variant>
+class training_run final : public any_training_run {
+public:
+    // `held_out` [n, d_in], which must outlive the run: tokens on which it is evaluated every eval_every steps.
+    training_run(Variant sae, const training_options& training, training_run_options options, const cpu& device,
+                 std::span<const float> held_out = {})
+        : sae_(std::move(sae)),
           options_(std::move(options)),
           device_(device),
-          held_out_(std::move(held_out)),
+          held_out_(held_out),
           dead_after_(training.dead_after),
-          trainer_(sae, training, device) {}
+          trainer_(sae_, training, device_) {}
+    training_run(const training_run&) = delete;
+    training_run& operator=(const training_run&) = delete;
 
-    const psae::trainer<Variant>& trainer() const { return trainer_; }
+    std::size_t steps_done() const override { return trainer_.steps_done(); }
+    const std::optional<step_metrics>& last_step() const override { return last_; }
     std::filesystem::path checkpoint_path() const { return options_.directory / "checkpoint" / "state.safetensors"; }
+    bool has_checkpoint() const override { return std::filesystem::exists(checkpoint_path()); }
 
-    // Start values of the SAE: weights by the seed, b_dec by up to `sample` tokens of the source.
-    template <class Source>
-    void initialise(Source& source, decoder_bias_start how, std::size_t sample = 4096) {
+    void initialise(const std::function<std::span<const float>()>& sample) override {
         random_stream random(options_.seed);
         sae_.initialise(random);
-        if (how == decoder_bias_start::zero) return;
-        const auto rows = source.sample(sample);
-        const std::size_t d = sae_.inputs(), n = rows.size() / d;
-        const auto b =
-            how == decoder_bias_start::mean ? row_mean(rows.data(), n, d) : geometric_median(rows.data(), n, d);
-        std::copy(b.begin(), b.end(), sae_.b_dec.data());
+        measure_scale(sample);
+        const auto scale = static_cast<float>(activation_scale_);
+        const std::size_t d = sae_.inputs();
+        if (options_.b_dec_start != decoder_bias_start::zero) {
+            const auto x = sample();
+            const auto b = options_.b_dec_start == decoder_bias_start::mean
+                               ? row_mean(x.data(), x.size() / d, d)
+                               : geometric_median(x.data(), x.size() / d, d);
+            for (std::size_t c = 0; c < d; ++c) sae_.b_dec.data()[c] = scale * b[c];
+        }
+        if constexpr (requires(const float* x) { sae_.start_on(device_, scratch_, x, d); }) {
+            const auto x = sample();
+            std::vector<float> scaled(x.begin(), x.end());
+            for (float& v : scaled) v *= scale;
+            sae_.start_on(device_, scratch_, scaled.data(), scaled.size() / d);
+        }
     }
-    // Goes on from the checkpoint of the directory; errors as of read_checkpoint.
-    void resume() { read_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity); }
+    void start_from(sae_weights from, const std::string& where,
+                    const std::function<std::span<const float>()>& sample) override {
+        measure_scale(sample);
+        if (activation_scale_ != 1) scale_input(from, activation_scale_);
+        set_parameters(sae_, from, where);
+    }
+    void resume() override { read_checkpoint(checkpoint_path(), sae_, *this, options_.identity); }
 
-    // Trains until all steps are done or stop() says so after a step; then writes a checkpoint and the SAE. A source is
-    // as activation_stream wants it. Returns the metrics of the last step (none where all were done before). psae::error if the loss is no longer finite,
-    // or what the source throws; the last checkpoint then stands.
-    template <class Source>
-    std::optional<step_metrics> run(Source& source, const std::string& model, long layer,
-                                    const std::function<bool()>& stop,
-                                    const std::function<void(const progress&)>& after_step) {
+    // Everything that a checkpoint holds beside the parameters.
+    template <class F>
+    void each_state(F&& f) {
+        trainer_.each_state(f);
+        f(std::string("activation_scale"), &activation_scale_, std::size_t{1});
+    }
+
+    void begin() override {
         std::filesystem::create_directories(checkpoint_path().parent_path());
-        if (trainer_.steps_done() == 0)  // what a run left that was here before
+        if (steps_done() == 0)
             for (const char* name : {"checkpoint/state.safetensors", "sae_weights.safetensors", "cfg.json", "loss.png",
                                      "l0.png", "explained_variance.png", "dead.png"})
                 std::filesystem::remove(options_.directory / name);
-        detail::step_log metrics_log(options_.directory / "metrics.jsonl", trainer_.steps_done());
-        std::optional<step_metrics> last;
-        {
-            activation_stream<Source> stream(source, options_.batch_tokens, options_.shuffled ? 4 : 1,
-                                             options_.shuffled, options_.seed, trainer_.steps_done(), options_.steps);
-            auto before = std::chrono::steady_clock::now();
-            double rate = 0;
-            while (trainer_.steps_done() < options_.steps && !stop()) {
-                const auto x = stream.next();
-                const step_metrics& m = trainer_.step(x);
-                last = m;
-                auto fields = fields_of(m);
-                if (options_.resample_every > 0 && trainer_.steps_done() % options_.resample_every == 0)
-                    fields.emplace_back("resampled", double(resample_dead(x)));
-                const auto now = std::chrono::steady_clock::now();
-                const double seconds = std::chrono::duration<double>(now - std::exchange(before, now)).count();
-                const double tokens_per_s = double(options_.batch_tokens) / seconds;
-                rate = rate == 0 ? tokens_per_s : 0.9 * rate + 0.1 * tokens_per_s;
-                fields.emplace_back("tokens_per_s", tokens_per_s);
-                metrics_log.add(trainer_.steps_done(), fields);
-                after_step({m, trainer_.steps_done(), options_.steps, rate});
-                if (options_.checkpoint_every > 0 && trainer_.steps_done() % options_.checkpoint_every == 0)
-                    write_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity);
-            }
-            if (options_.checkpoint_every == 0 || trainer_.steps_done() % options_.checkpoint_every != 0)
-                write_checkpoint(checkpoint_path(), sae_, trainer_, options_.identity);
-        }
-        write_sae(options_.directory, sae_view(sae_), model, layer);
-        return last;
+        metrics_log_.emplace(options_.directory / "metrics.jsonl", steps_done());
+    }
+
+    void step(rows of_stream, double waited) override {
+        const auto before = std::chrono::steady_clock::now();
+        const auto x = tokens_of(of_stream);
+        last_ = trainer_.step(x);
+        auto fields = fields_of(*last_);
+        if (options_.resample_every > 0 && steps_done() % options_.resample_every == 0)
+            fields.emplace_back("resampled", double(resample_dead(x)));
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
+        seconds_ += seconds;
+        tokens_ += x.rows();
+        fields.emplace_back("tokens_per_s", double(x.rows()) / (waited + seconds));
+        metrics_log_->add(steps_done(), fields);
+        if (options_.checkpoint_every > 0 && steps_done() % options_.checkpoint_every == 0) write_checkpoint();
+    }
+
+    void finish() override {
+        if (options_.checkpoint_every == 0 || steps_done() % options_.checkpoint_every != 0) write_checkpoint();
+        write_sae(options_.directory, trained(), options_.model, options_.layer);
+    }
+
+    run_summary summarise(std::span<const float> tokens) override {
+        std::size_t dead = 0;
+        for (const std::uint32_t since : trainer_.since_fired()) dead += since > dead_after_;
+        return {quality(tokens), double(dead) / double(sae_.latents()), double(tokens_) / seconds_};
     }
 
 private:
+    // The SAE as it works on tokens of the stream.
+    sae_view trained() const {
+        sae_view sae(sae_);
+        sae.activation_scale = activation_scale_;
+        return sae;
+    }
+    reconstruction_quality quality(std::span<const float> tokens) {
+        return evaluate_sae(device_, scratch_, trained(), tokens.data(), tokens.size() / sae_.inputs());
+    }
+    void write_checkpoint() { psae::write_checkpoint(checkpoint_path(), sae_, *this, options_.identity); }
+
+    void measure_scale(const std::function<std::span<const float>()>& sample) {
+        if (!options_.normalise_activations) return;
+        const auto rows = sample();
+        const std::size_t d = sae_.inputs(), n = rows.size() / d;
+        double norms = 0;
+        for (std::size_t r = 0; r < n; ++r) {
+            double squares = 0;
+            for (const float x : rows.subspan(r * d, d)) squares += double(x) * double(x);
+            norms += std::sqrt(squares);
+        }
+        if (!(norms > 0) || !std::isfinite(norms))
+            throw error("activations cannot be normalised", "mean norm " + std::to_string(norms / double(n)),
+                        "expected a number above 0");
+        activation_scale_ = std::sqrt(double(d)) * double(n) / norms;
+    }
+
+    // This run's columns of the rows, scaled; the rows themselves where that is the same.
+    rows tokens_of(rows of_stream) {
+        const std::size_t d = sae_.inputs(), n = of_stream.rows();
+        if (of_stream.cols() == d && activation_scale_ == 1) return of_stream;
+        if (options_.first_column + d > of_stream.cols())
+            throw error("rows of the stream are too short", to_string(of_stream.shape()),
+                        "expected at least " + std::to_string(options_.first_column + d) + " columns");
+        input_.resize(n * d);
+        const auto scale = static_cast<float>(activation_scale_);
+        for (std::size_t r = 0; r < n; ++r) {
+            const float* from = of_stream.data + r * of_stream.cols() + options_.first_column;
+            for (std::size_t c = 0; c < d; ++c) input_[r * d + c] = scale * from[c];
+        }
+        return {input_.data(), shape<dyn, dyn>{n, d}};
+    }
+
     std::vector<std::pair<std::string, double>> fields_of(const step_metrics& m) {
         std::vector<std::pair<std::string, double>> fields{{"loss", m.loss}};
         fields.insert(fields.end(), m.terms.begin(), m.terms.end());
@@ -192,8 +301,7 @@ private:
                                      {"dead_fraction", m.dead_fraction},
                                      {"lr", m.lr}});
         if (options_.eval_every > 0 && !held_out_.empty() && trainer_.steps_done() % options_.eval_every == 0) {
-            const auto q =
-                evaluate_sae(device_, scratch_, sae_view(sae_), held_out_.data(), held_out_.size() / sae_.inputs());
+            const auto q = quality(held_out_);
             fields.insert(fields.end(),
                           {{"eval_mse", q.mse}, {"eval_l0", q.l0}, {"eval_explained_variance", q.explained_variance}});
         }
@@ -202,7 +310,7 @@ private:
 
     // Gives dead latents the directions of the rows of the batch that are explained worst (as far as there are enough
     // of them). Returns how many.
-    std::size_t resample_dead(view<const float, shape<dyn, dyn>> x) {
+    std::size_t resample_dead(rows x) {
         std::vector<std::uint32_t> dead;
         for (std::size_t f = 0; f < sae_.latents(); ++f)
             if (trainer_.since_fired()[f] > dead_after_) dead.push_back(static_cast<std::uint32_t>(f));
@@ -221,19 +329,86 @@ private:
         dead.resize(std::min(dead.size(), positive));
         if (dead.empty()) return 0;
         random_stream random(options_.seed ^ 0xBB67AE8584CAA73Bu, std::uint64_t{trainer_.steps_done()} << 24);
-        const auto rows = draw_rows(resampling::anthropic, errors, dead.size(), random);
-        resample(sae_, trainer_, dead, x, rows, resampling::anthropic);
+        const auto drawn = draw_rows(resampling::anthropic, errors, dead.size(), random);
+        resample(sae_, trainer_, dead, x, drawn, resampling::anthropic);
         trainer_.revive(dead);
         return dead.size();
     }
 
-    Variant& sae_;
+    Variant sae_;
     training_run_options options_;
-    cpu& device_;
-    std::vector<float> held_out_;
+    cpu device_;
+    std::span<const float> held_out_;
     std::size_t dead_after_;
     psae::trainer<Variant> trainer_;
-    arena<> scratch_;  // of evaluation and resampling
+    double activation_scale_ = 1;
+    std::optional<detail::step_log> metrics_log_;
+    std::optional<step_metrics> last_;
+    std::vector<float> input_;  // scaled tokens of the batch
+    arena<> scratch_;           // of evaluation and resampling
+    double seconds_ = 0;        // of the steps of this session
+    std::size_t tokens_ = 0;
 };
+
+// The stream that runs are trained on: batches of a source's rows, the same for all of them.
+struct stream_options {
+    std::size_t steps = 0, batch_tokens = 4096;
+    bool shuffled = true;  // rows of a block are mixed; otherwise they come as the source gives them
+    std::uint64_t seed = 0;
+};
+
+// What is known after a step of all runs.
+struct stream_progress {
+    std::size_t steps_done, steps;
+    double tokens_per_s;  // over the last steps of all runs together
+};
+
+// Trains runs, each of them initialised or resumed, until all steps are done or stop() says so after a step, and then
+// finishes them. Runs that have done more steps than others wait for those. A run that fails is not finished, and the
+// others go on: returned is for each run the error that ended it, if one did. What the source throws ends all of them;
+// their last checkpoints then stand. A source is as activation_stream wants it.
+template <class Source>
+std::vector<std::optional<error>> train_runs(Source& source, std::span<any_training_run* const> runs,
+                                             const stream_options& options, const std::function<bool()>& stop,
+                                             const std::function<void(const stream_progress&)>& after_step) {
+    using clock = std::chrono::steady_clock;
+    const auto seconds_since = [](clock::time_point t) {
+        return std::chrono::duration<double>(clock::now() - t).count();
+    };
+    std::vector<std::optional<error>> failures(runs.size());
+    const auto attempt = [&](std::size_t i, const auto& what) {
+        try {
+            if (!failures[i]) what(*runs[i]);
+        } catch (const error& e) {
+            failures[i] = e;
+        }
+    };
+    std::size_t done = options.steps;
+    for (any_training_run* run : runs) {
+        run->begin();
+        done = std::min(done, run->steps_done());
+    }
+    if (done < options.steps) {
+        activation_stream<Source> stream(source, options.batch_tokens, options.shuffled ? 4 : 1, options.shuffled,
+                                         options.seed, done, options.steps);
+        double rate = 0;
+        const auto all_failed = [&] {
+            return std::all_of(failures.begin(), failures.end(), [](const auto& f) { return f.has_value(); });
+        };
+        while (done < options.steps && !stop() && !all_failed()) {
+            const auto before = clock::now();
+            const auto rows = stream.next();
+            const double waited = seconds_since(before);
+            for (std::size_t i = 0; i < runs.size(); ++i)
+                if (runs[i]->steps_done() == done) attempt(i, [&](auto& run) { run.step(rows, waited); });
+            ++done;
+            const double tokens_per_s = double(options.batch_tokens) / seconds_since(before);
+            rate = rate == 0 ? tokens_per_s : 0.9 * rate + 0.1 * tokens_per_s;
+            after_step({done, options.steps, rate});
+        }
+    }
+    for (std::size_t i = 0; i < runs.size(); ++i) attempt(i, [](auto& run) { run.finish(); });
+    return failures;
+}
 
 }  // namespace psae

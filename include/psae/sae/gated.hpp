@@ -26,6 +26,7 @@ struct gated : sae_parameters<d_in, d_sae, T> {
           b_mag(parameters::template make<shape<d_sae>>(latents)) {}
 
     T lambda = T(1e-3);
+    std::size_t lambda_warmup_steps = 0;      // over which lambda grows from 0
     parameter<T, shape<d_sae>> r_mag, b_mag;  // b_enc is the bias of the gate
 
     template <class F>
@@ -39,17 +40,18 @@ struct gated : sae_parameters<d_in, d_sae, T> {
     }
 
     // x: [n, d_in].
-    auto loss(auto x, const training_state&) const {
+    auto loss(auto x, const training_state& now) const {
+        const T weight = warmed_up(lambda, lambda_warmup_steps, now);
         auto scale = evaluate(on_tape_of(x, exp(r_mag)));
         auto pi = encode(x - this->b_dec, this->W_enc, this->b_enc, relu{});
         auto z = evaluate(map(rectifier{}, scale * (pi - this->b_enc) + b_mag));
         auto x_hat = decode(z, this->W_dec, this->b_dec);
         auto mse = term("mse", squared_error(x_hat, x));
         if constexpr (form == gated_form::saelens) {
-            auto l1 = term("l1", lambda * mean_over_tokens(sum(pi * row_norms(x, this->W_dec))));
+            auto l1 = term("l1", weight * mean_over_tokens(sum(pi * row_norms(x, this->W_dec))));
             return mse + l1 + term("aux", squared_error(decode(pi, this->W_dec, this->b_dec), x));
         } else {
-            auto l1 = term("l1", lambda * mean_over_tokens(sum(pi)));
+            auto l1 = term("l1", weight * mean_over_tokens(sum(pi)));
             return mse + l1 + term("aux", squared_error(decode(pi, frozen(this->W_dec), frozen(this->b_dec)), x));
         }
     }

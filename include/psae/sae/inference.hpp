@@ -31,9 +31,14 @@ struct sae_description {
     std::size_t d_in = 0, d_sae = 0, k = 0;
     bool centred_input = true;  // b_dec is taken off the input before it is encoded
     input_scaling scaling = input_scaling::none;
+    // Of an SAE in training: tokens are multiplied by it before they are encoded, reconstructions divided. (write_sae
+    // folds it into the weights.)
+    double activation_scale = 1;
     bool rescaled = false;            // of topk
     std::vector<float> threshold;     // [d_sae], of jumprelu
     std::vector<float> r_mag, b_mag;  // [d_sae], of gated
+
+    bool scales_tokens() const { return scaling != input_scaling::none || activation_scale != 1; }
 };
 
 // W_enc, W_dec [d_sae, d_in] (rows are latents), b_enc [d_sae], b_dec [d_in].
@@ -63,6 +68,15 @@ struct sae_view : sae_description {
     const float *W_enc, *b_enc, *W_dec, *b_dec;
 };
 
+// Makes of an SAE one for tokens that have been multiplied by `scale`: the codes stay what they were. (SAELens folds the
+// scale of activations away so, with 1 / scale.)
+inline void scale_input(sae_weights& sae, double scale) {
+    const auto s = static_cast<float>(scale);
+    for (float& w : sae.W_enc) w /= s;
+    for (float& w : sae.W_dec) w *= s;
+    for (float& b : sae.b_dec) b *= s;
+}
+
 // Gives a variant in training the weights of a trained SAE. psae::error if the SAE has another size or treats its input
 // otherwise than variants do; `where` names the SAE in it.
 template <class Variant>
@@ -73,8 +87,11 @@ void set_parameters(Variant& sae, const sae_weights& from, const std::string& wh
     if (from.d_in != sae.inputs() || from.d_sae != sae.latents())
         throw error("SAE has another size", where,
                     "expected " + text(sae.inputs(), sae.latents()) + ", found " + text(from.d_in, from.d_sae));
-    if (!from.centred_input || from.scaling != input_scaling::none)
-        throw error("SAE cannot be trained further", where, "expected a centred input and no normalisation of it");
+    const bool centred = sae_view(sae).centred_input;
+    if (from.centred_input != centred || from.scales_tokens())
+        throw error("SAE treats its input otherwise than the variant in training", where,
+                    std::string("expected ") + (centred ? "one that is centred" : "one that is not centred") +
+                        " and no normalisation of it");
     std::copy(from.W_enc.begin(), from.W_enc.end(), sae.W_enc.data());
     std::copy(from.b_enc.begin(), from.b_enc.end(), sae.b_enc.data());
     std::copy(from.W_dec.begin(), from.W_dec.end(), sae.W_dec.data());
@@ -97,7 +114,8 @@ struct token_scale {
     float shift = 0, divisor = 1, multiplier = 1;
 };
 inline token_scale scale_of(const sae_description& sae, const float* x) {
-    if (sae.scaling == input_scaling::none) return {};
+    if (sae.scaling == input_scaling::none)
+        return {0, float(1 / sae.activation_scale), float(1 / sae.activation_scale)};
     const std::size_t d = sae.d_in;
     double sum = 0, squares = 0;
     for (std::size_t c = 0; c < d; ++c) sum += double(x[c]);
@@ -169,7 +187,7 @@ inline void decode_rows(const cpu& device, const sae_view& sae, const codes_view
     const std::size_t d = sae.d_in;
     cpu own = device;
     sparse_decode(own, x_hat, z, z.value, sae.W_dec, sae.b_dec, d);
-    if (sae.scaling == input_scaling::none) return;
+    if (!sae.scales_tokens()) return;
     device.parallel_for(z.tokens, [&](std::size_t r) {
         const detail::token_scale s = detail::scale_of(sae, x + r * d);
         for (std::size_t c = 0; c < d; ++c) x_hat[r * d + c] = x_hat[r * d + c] * s.multiplier + s.shift;

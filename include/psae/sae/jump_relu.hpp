@@ -2,7 +2,10 @@
 // JumpReLU (Rajamanoharan et al., arXiv 2407.14435): a threshold per latent, learned through pseudo-derivatives in a
 // window around it, and a penalty on L0 itself or on a tanh of the codes.
 
+#include <algorithm>
+#include <functional>
 #include <limits>
+#include <vector>
 
 #include <psae/sae/inference.hpp>
 #include <psae/sae/parameters.hpp>
@@ -61,14 +64,17 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
     using parameters = sae_parameters<d_in, d_sae, T>;
     static constexpr const char* name = "jump_relu";
     static constexpr bool is_saelens = form != jump_relu_form::dictionary_learning, unit_norm_decoder = !is_saelens;
+    static constexpr T first_threshold = T(is_saelens ? 0.01 : 0.001);
 
-    jump_relu() requires(d_in != dyn && d_sae != dyn) { set_thresholds(); }
+    jump_relu() requires(d_in != dyn && d_sae != dyn) { set_thresholds(first_threshold); }
     jump_relu(std::size_t inputs, std::size_t latents)
         : parameters(inputs, latents), threshold(parameters::template make<shape<d_sae>>(latents)) {
-        set_thresholds();
+        set_thresholds(first_threshold);
     }
 
     T lambda = T(1e-3), pre_act_weight = T(0), target_l0 = T(20);
+    double first_l0 = 0;                  // where a run starts; 0: thresholds stay as they are set
+    std::size_t lambda_warmup_steps = 0;  // over which lambda grows from 0
     double tanh_scale = 4, window = is_saelens ? 0.05 : 0.001;
     parameter<T, shape<d_sae>> threshold;  // its logarithm in the forms of saelens
 
@@ -76,6 +82,29 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
     void each_parameter(F&& f) {
         parameters::each_parameter(f);
         f(is_saelens ? "log_threshold" : "threshold", threshold);
+    }
+
+    // The same threshold for all latents, above 0.
+    void set_thresholds(T theta) {
+        for (T& t : threshold.value) t = is_saelens ? std::log(theta) : theta;
+    }
+
+    // The threshold, the same for all latents, above which tokens x [n, d_in] have l0 active latents on average.
+    void set_thresholds(const cpu& device, arena<>& scratch, const T* x, std::size_t n, double l0) {
+        sae_view before(*this);
+        before.architecture = "standard";
+        scratch.reset();
+        const auto h = encode_rows(device, scratch, before, x, n);
+        std::vector<float> values(h.value, h.value + h.entries());
+        if (values.empty()) return;
+        const auto active = static_cast<std::size_t>(l0 * static_cast<double>(n));
+        const auto least = values.begin() + std::ptrdiff_t(std::min(active, values.size() - 1));
+        std::nth_element(values.begin(), least, values.end(), std::greater{});
+        set_thresholds(*least);
+    }
+    // After the start of the other parameters, on scaled tokens of the run.
+    void start_on(const cpu& device, arena<>& scratch, const T* x, std::size_t n) {
+        if (first_l0 > 0) set_thresholds(device, scratch, x, std::min<std::size_t>(n, 256), first_l0);
     }
 
     // x: [n, d_in].
@@ -86,7 +115,7 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
         auto z = evaluate(map(detail::jump{window}, h, theta));
         auto x_hat = decode(z, this->W_dec, this->b_dec);
         auto mse = term("mse", squared_error(x_hat, x));
-        return mse + sparsity(x, h, z, theta) + pre_act(x, theta, now);
+        return mse + sparsity(x, h, z, theta, warmed_up(lambda, lambda_warmup_steps, now)) + pre_act(x, theta, now);
     }
     void describe(sae_view& view) const {
         view.architecture = "jumprelu";
@@ -107,25 +136,21 @@ private:
         if constexpr (is_saelens) return x - this->b_dec;
         else return x;
     }
-    auto sparsity(auto x, auto h, auto z, auto theta) const {
+    auto sparsity(auto x, auto h, auto z, auto theta, T weight) const {
         if constexpr (form == jump_relu_form::saelens_step) {
-            return term("l0", lambda * mean_over_tokens(sum(map(detail::step_above{window}, h, theta))));
+            return term("l0", weight * mean_over_tokens(sum(map(detail::step_above{window}, h, theta))));
         } else if constexpr (form == jump_relu_form::saelens_tanh) {
-            return term("l0", lambda * mean_over_tokens(
+            return term("l0", weight * mean_over_tokens(
                                            sum(map(hyperbolic_tangent{tanh_scale}, z * row_norms(x, this->W_dec)))));
         } else {
             auto mean_l0 = term("mean_l0", mean_over_tokens(sum(map(detail::step_above{window}, z, theta))));
-            return term("sparsity", lambda * square(mean_l0 / target_l0 - 1));
+            return term("sparsity", weight * square(mean_l0 / target_l0 - 1));
         }
     }
     auto pre_act(auto x, auto theta, const training_state& now) const {
         if (pre_act_weight == 0 || !now.any_dead) return term("pre_act", zero_like(x));
         auto h = encode(input(x), this->W_enc, this->b_enc, below<T>{theta.data}, now.dead);
         return term("pre_act", pre_act_weight * mean_over_tokens(sum((theta - h) * row_norms(x, this->W_dec))));
-    }
-    void set_thresholds() {
-        const T first = T(is_saelens ? 0.01 : 0.001);
-        for (T& t : threshold.value) t = is_saelens ? std::log(first) : first;
     }
 };
 

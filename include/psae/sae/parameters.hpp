@@ -3,6 +3,7 @@
 // from sae_parameters and has `auto loss(auto x) const` or `auto loss(auto x, const training_state& now) const`; one
 // whose target is not its input has `auto loss(auto x, auto y, const training_state& now) const`. Optional members:
 //   each_parameter(f)           where there are more parameters than those of sae_parameters
+//   start_on(device, scratch, x, n)  start values that depend on tokens x [n, d_in], set after all others
 //   after_step(codes_record)    learns of the codes of each step, such as a running threshold
 //   each_state(f)               f(name, data, count) for what after_step keeps, so that checkpoints hold it
 //   describe(sae_view&)         how the trained SAE encodes, where that is neither ReLU nor top-k (sae/inference.hpp)
@@ -101,6 +102,12 @@ struct training_state {
     std::size_t step = 0, steps = 0;       // steps done before this one, and the total where it is known
     random_stream random{0};               // the same for every evaluation of this step's loss
 };
+
+// A coefficient that grows linearly over the first `steps` steps to its full value: min(1, (step + 1) / steps) times it.
+template <class T>
+T warmed_up(T coefficient, std::size_t steps, const training_state& now) {
+    return now.step < steps ? coefficient * static_cast<T>(now.step + 1) / static_cast<T>(steps) : coefficient;
+}
 
 // The mean over tokens of the squared distance of their rows.
 template <operand A, operand B>

@@ -13,7 +13,8 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
     static constexpr bool unit_norm_decoder = true;
 
     T lambda = T(8e-5);
-    bool error_over_norm = true;  // PatchSAE's reconstruction error; otherwise the plain squared error
+    std::size_t lambda_warmup_steps = 0;  // over which lambda grows from 0
+    bool error_over_norm = true;          // PatchSAE's reconstruction error; otherwise the plain squared error
     DeadLatents dead_latents{};
 
     // loss = mean M + lambda * mean over tokens of sum z + ghost, with M = (x_hat - x)^2 / ||x|| elementwise (the norm
@@ -23,7 +24,7 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
         auto x_hat = decode(z, this->W_dec, this->b_dec);
         auto M = square(x_hat - x) / stop_gradient(map(error_scale{error_over_norm}, norm(x)));
         auto mse = now.token_weights == nullptr ? term("mse", mean(M)) : term("mse", mean(M * weights(x, now)));
-        auto l1 = term("l1", lambda * mean_over_tokens(sum(z)));
+        auto l1 = term("l1", warmed_up(lambda, lambda_warmup_steps, now) * mean_over_tokens(sum(z)));
         return mse + l1 + dead_latents.loss(*this, x, x_hat, M, z, now);
     }
 

@@ -48,6 +48,7 @@ struct standard : sae_parameters<d_in, d_sae, T> {
     static constexpr bool unit_norm_decoder = false;
 
     T lambda = T(1e-3);
+    std::size_t lambda_warmup_steps = 0;  // over which lambda grows from 0
     bool norm_weighted = true;  // codes are penalised times the norm of their decoder row (Conerly et al., 2024)
     Penalty penalty{};
     DeadLatents dead_latents{};
@@ -58,9 +59,10 @@ struct standard : sae_parameters<d_in, d_sae, T> {
         auto x_hat = decode(z, this->W_dec, this->b_dec);
         auto mse = term("mse", squared_error(x_hat, x));
         const auto functor = penalty.at(now);
+        const T weight = warmed_up(lambda, lambda_warmup_steps, now);
         auto sparsity = norm_weighted
-                            ? term("l1", lambda * mean_over_tokens(sum(map(functor, z * row_norms(x, this->W_dec)))))
-                            : term("l1", lambda * mean_over_tokens(sum(map(functor, z))));
+                            ? term("l1", weight * mean_over_tokens(sum(map(functor, z * row_norms(x, this->W_dec)))))
+                            : term("l1", weight * mean_over_tokens(sum(map(functor, z))));
         return mse + sparsity + dead_latents.loss(*this, x, x_hat, square(x_hat - x), z, now);
     }
 };
