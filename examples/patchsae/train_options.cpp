@@ -48,6 +48,7 @@ psae::run_identity identity_of(const train_options& s, const CLI::App& sub, cons
                              "clip-grad-norm",
                              "order",
                              "token-kind",
+                             "dtype",
                              "seed"})
         identity[name] = effective_value(sub, name);
     if (s.activations.empty()) identity["alpha"] = s.images.alpha;
@@ -93,6 +94,10 @@ bool has_option(const std::string& variant, const std::string& option) {
 
 void train_options::add_to(CLI::App& sub) {
     common.add_to(sub);
+    sub.remove_option(sub.get_option("--dtype"));
+    sub.add_option("--dtype", common.dtype,
+                   "of the products while codes are dense: fp32, or bf16, which is faster on CPUs that have it")
+        ->check(CLI::IsMember({"fp32", "bf16"}));
     images.add_to(sub, false);
     sub.add_option("--activations", activations, "a store (see cache) or an .npy [N,d], in place of pictures");
     add_token_kind(sub, token_kind);
@@ -252,6 +257,8 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
         .model = images.model,
         .layer = images.layer,
     };
+    psae::cpu device(common.threads);
+    if (common.dtype == "bf16") device.products = psae::precision::bf16;
     const auto of = [&]<class Variant>(Variant sae) -> std::unique_ptr<psae::any_training_run> {
         if constexpr (requires { sae.k; }) {
             sae.k = k;
@@ -262,8 +269,8 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
         if constexpr (requires { sae.threshold_rate; })
             sae.threshold_rate = std::clamp(10.0 / double(steps), 0.001, 0.1);
         if constexpr (requires { sae.lambda_warmup_steps; }) sae.lambda_warmup_steps = sparsity_warmup_steps;
-        return std::make_unique<psae::training_run<Variant>>(std::move(sae), training, std::move(run),
-                                                             psae::cpu(common.threads), tokens.held_out);
+        return std::make_unique<psae::training_run<Variant>>(std::move(sae), training, std::move(run), device,
+                                                             tokens.held_out);
     };
     if (variant == "topk") return of(psae::topk<>(tokens.d_in, d_sae));
     if (variant == "batch_topk") return of(psae::batch_topk<>(tokens.d_in, d_sae));
