@@ -185,6 +185,18 @@ TEST_CASE("the number of threads changes weights by rounding only") {
     CHECK(relative_difference(two.W_dec, one.W_dec) < 1e-4);
 }
 
+TEST_CASE("--dtype bf16 trains as fp32 does to the precision of bf16, and a run does not go on in another type") {
+    const folder work;
+    for (const char* dtype : {"fp32", "bf16"})
+        run_well(with(train_arguments(work, dtype, "50"), {std::string("--dtype=") + dtype}));
+    const auto whole = psae::read_sae(work / "fp32"), rounded = psae::read_sae(work / "bf16");
+    const double difference = relative_difference(rounded.W_dec, whole.W_dec);
+    CHECK(difference > 0);
+    CHECK(difference < 2e-2);
+    CHECK(refused(with(train_arguments(work, "bf16", "60"), {"--dtype=fp32", "--resume"})).find("dtype") !=
+          std::string::npos);
+}
+
 TEST_CASE("runs that cannot be resumed say why in one line") {
     const folder work;
     const auto resume = [&](const std::vector<std::string>& more) {
