@@ -46,9 +46,9 @@ ours() {
     if [ -z "$path" ]; then
         echo "round $round: no program for $1; build with -DPSAE_BENCH=ON (BUILD names the folder)" >&2
     elif [ "$1" = sae_step ]; then # a process each, so that none has the memory of another
-        record ours "$1.dense" "$path" --benchmark_format=json '--benchmark_filter=relu_step/by_density/.*/l0:0/'
+        record ours "$1.dense" "$path" --benchmark_format=json '--benchmark_filter=^relu_step/by_density/.*/l0:0/'
         record ours "$1.relu_64" "$path" --benchmark_format=json '--benchmark_filter=relu_step/by_density/.*/l0:64/'
-        record ours "$1.topk_64" "$path" --benchmark_format=json '--benchmark_filter=topk_step/.*/l0:64/'
+        record ours "$1.topk_64" "$path" --benchmark_format=json '--benchmark_filter=^topk_step/.*/l0:64/'
     else
         record ours "$1" "$path" --benchmark_format=json
     fi
