@@ -1,6 +1,6 @@
 // Zero-shot classification, plain and with an SAE's reconstruction in place.
 
-#include "program.hpp"
+#include "zero_shot.hpp"
 
 namespace patchsae {
 
@@ -9,16 +9,10 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string classes, templates, sae, out;
+    zero_shot_options zero_shot;
+    std::string sae, out;
     std::size_t top = 5;
 };
-
-// A field of a .csv.
-std::string quoted(const std::string& text) {
-    std::string out = "\"";
-    for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
-    return out + '"';
-}
 
 // The best classes with their probabilities, as fields of a .csv: softmax over all classes.
 std::string best_fields(std::span<const float> logits, std::size_t count, const std::vector<std::string>& names) {
@@ -27,54 +21,28 @@ std::string best_fields(std::span<const float> logits, std::size_t count, const 
     for (const float v : logits) sum += std::exp(double(v) - double(logits[best[0]]));
     std::string text;
     for (const std::size_t c : best)
-        text +=
-            fmt::format(",{},{:.6g}", quoted(names[c]), std::exp(double(logits[c]) - double(logits[best[0]])) / sum);
+        text += fmt::format(",{},{:.6g}", psae::detail::quoted_field(names[c]),
+                            std::exp(double(logits[c]) - double(logits[best[0]])) / sum);
     return text;
-}
-
-// The classes of --classes, or the folders of the pictures.
-psae::named_classes name_classes(const state& s, const psae::image_list& list) {
-    if (!s.classes.empty()) return psae::name_classes(psae::read_lines(s.classes), list.class_names, s.classes);
-    if (list.class_names.empty())
-        throw psae::error("there are no classes", s.images.images.front(),
-                          "expected folders with the names of classes, or --classes FILE");
-    std::vector<std::string> names;
-    for (const std::string& folder : list.class_names) names.push_back(psae::class_name_of_folder(folder));
-    return psae::name_classes(names, list.class_names, s.images.images.front());
 }
 
 void run(state& s, const CLI::App& sub) {
     prepare_folder_of(s.out);
     const auto list = list_images(s.images);
-    const auto classes = name_classes(s, list);
     std::optional<psae::sae_weights> sae;
     if (!s.sae.empty()) {
         sae = psae::read_sae(s.sae);
         s.images.take_layer(psae::read_sae_origin(s.sae));
     }
     const auto tower = load_model(s.images.model);
-    const auto text = load_text_model(s.images.model);
     if (sae) require_fit(*sae, s.sae, tower->width(), s.images.model);
     const std::size_t layer = tower->hidden_index(s.images.layer);
     const psae::cpu device(s.common.threads);
-    const std::filesystem::path template_file =
-        s.templates.empty() ? find_data_file("imagenet_templates.txt") : std::filesystem::path(s.templates);
-    const auto templates = psae::read_lines(template_file);
-    psae::zero_shot_classifier classifier;
-    {
-        progress bar("classes", classes.names.size());
-        classifier = psae::make_zero_shot_classifier(device, text, classes.names, templates, [&](std::size_t done) {
-            stop_if_interrupted();
-            bar.show(done);
-        });
-    }
-    for (std::size_t i = 0; i < list.class_names.size(); ++i)
-        if (classes.of_label[i] < 0)
-            report_line("patchsae: no class for the label " + list.class_names[i] +
-                        ": its pictures count in no accuracy");
+    const auto task = make_zero_shot_task(s.zero_shot, s.images, list, device);
+    const auto& names = task.classes.names;
 
     auto pictures = read_pictures(list, s.images, psae::read_preprocessing(s.images.model, tower->image_size()));
-    const std::size_t top = std::min(s.top, classes.names.size());
+    const std::size_t top = std::min(s.top, names.size());
     std::string csv = "file,label";
     const auto add_heads = [&](const std::string& behind) {
         for (std::size_t i = 1; i <= top; ++i) {
@@ -90,13 +58,14 @@ void run(state& s, const CLI::App& sub) {
         progress bar("pictures", list.files.size());
         std::optional<psae::sae_view> in_place;
         if (sae) in_place.emplace(*sae);
-        result = psae::zero_shot_accuracy(device, *tower, classifier, pictures, classes.of_label, layer, in_place,
-                                          [&](const psae::zero_shot_picture& p) {
+        result = psae::zero_shot_accuracy(device, *tower, task.classifier, pictures, task.classes.of_label, layer,
+                                          in_place, [&](const psae::zero_shot_picture& p) {
                                               stop_if_interrupted();
-                                              csv += quoted(list.files[p.index].string()) + ',';
-                                              if (p.label >= 0) csv += quoted(classes.names[std::size_t(p.label)]);
-                                              csv += best_fields(p.logits, top, classes.names);
-                                              if (sae) csv += best_fields(p.logits_with_sae, top, classes.names);
+                                              csv += psae::detail::quoted_field(list.files[p.index].string()) + ',';
+                                              if (p.label >= 0)
+                                                  csv += psae::detail::quoted_field(names[std::size_t(p.label)]);
+                                              csv += best_fields(p.logits, top, names);
+                                              if (sae) csv += best_fields(p.logits_with_sae, top, names);
                                               csv += '\n';
                                               bar.show(p.index + 1);
                                           });
@@ -109,8 +78,8 @@ void run(state& s, const CLI::App& sub) {
     json_object summary;
     summary.add("images", result.pictures)
         .add("skipped", pictures.unreadable())
-        .add("classes", classes.names.size())
-        .add("templates", templates.size())
+        .add("classes", names.size())
+        .add("templates", task.templates)
         .add("labelled", result.plain.pictures);
     if (result.plain.pictures > 0) {
         summary.add("accuracy", result.plain.top_1()).add("top_5_accuracy", result.plain.top_5());
@@ -133,11 +102,7 @@ void add_classify(CLI::App& app) {
     s->common.add_to(*sub);
     s->images.add_to(*sub);
     sub->get_option("--images")->required();
-    sub->add_option("--classes", s->classes,
-                    "file of classes, a line a name, or label and name; without it the folders' names, with blanks for "
-                    "underscores");
-    sub->add_option("--templates", s->templates,
-                    "file of templates, a line each, {} is the class name; without it CLIP's 80 for ImageNet");
+    s->zero_shot.add_to(*sub);
     sub->add_option("--sae", s->sae, "SAE directory: classifies with its reconstruction in place, too");
     sub->add_option("--top", s->top, "best classes of each picture to write")->check(CLI::Range(1, 1000));
     sub->add_option("--out", s->out, "the .csv to write")->required();

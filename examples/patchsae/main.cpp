@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
     patchsae::add_cache(app);
     patchsae::add_train(app);
     patchsae::add_encode(app);
+    patchsae::add_evaluate(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
     patchsae::add_classify(app);

@@ -136,6 +136,22 @@ void json_object::print_lines() const {
     }
 }
 
+std::string text_of(double number, int digits) {
+    return std::isfinite(number) ? fmt::format("{:.{}g}", number, digits) : "-";
+}
+
+void print_table(const std::vector<std::vector<std::string>>& table) {
+    std::vector<std::size_t> widths(table.front().size());
+    for (const auto& row : table)
+        for (std::size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+    for (const auto& row : table) {
+        std::string line;
+        for (std::size_t c = 0; c < row.size(); ++c) line += fmt::format("{:<{}}  ", row[c], widths[c]);
+        line.erase(line.find_last_not_of(' ') + 1);
+        fmt::print("{}\n", line);
+    }
+}
+
 progress::progress(std::string unit, std::size_t total)
     : unit_(std::move(unit)),
       total_(total),
@@ -188,24 +204,11 @@ std::size_t each_batch(const psae::image_list& list, const image_options& option
                        const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f) {
     auto pictures = read_pictures(list, options, how);
     progress bar("pictures", list.files.size());
-    const std::size_t size = pictures.pixels();
-    for (std::size_t first = 0; first < list.files.size(); first += batch) {
+    pictures.each_batch(device, batch, [&](const float* pixels, std::span<const std::size_t> which, std::size_t done) {
         stop_if_interrupted();
-        std::vector<std::size_t> which(std::min(batch, list.files.size() - first));
-        std::iota(which.begin(), which.end(), first);
-        std::vector<float> pixels(which.size() * size);
-        const auto good = pictures.read(device, which, pixels.data());
-        std::size_t kept = 0;
-        for (std::size_t i = 0; i < which.size(); ++i) {
-            if (!good[i]) continue;
-            std::copy_n(pixels.begin() + std::ptrdiff_t(i * size), size, pixels.begin() + std::ptrdiff_t(kept * size));
-            which[kept++] = which[i];
-        }
-        which.resize(kept);
-        pixels.resize(kept * size);
-        if (kept > 0) f(pixels, which);
-        bar.show(first + batch);
-    }
+        if (!which.empty()) f({pixels, pixels + which.size() * pictures.pixels()}, {which.begin(), which.end()});
+        bar.show(done);
+    });
     if (pictures.unreadable() == list.files.size() && !options.none_allowed)
         throw psae::error("no picture could be read", list.files.front().string(),
                           std::to_string(list.files.size()) + " were tried");

@@ -122,6 +122,11 @@ private:
     rapidjson::Document document_{rapidjson::kObjectType};
 };
 
+// A number for a table with so many digits; - if it is not finite.
+std::string text_of(double number, int digits);
+// Rows of one length, printed in columns as wide as their longest entry.
+void print_table(const std::vector<std::vector<std::string>>& table);
+
 // A line on stderr: redrawn five times a second on a terminal, written anew every ten seconds elsewhere.
 class progress {
 public:
@@ -170,6 +175,7 @@ void add_embed(CLI::App& app);
 void add_cache(CLI::App& app);
 void add_train(CLI::App& app);
 void add_encode(CLI::App& app);
+void add_evaluate(CLI::App& app);
 void add_latents(CLI::App& app);
 void add_mask(CLI::App& app);
 void add_classify(CLI::App& app);

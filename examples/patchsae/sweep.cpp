@@ -188,23 +188,6 @@ std::string sparsity_option(const std::string& variant) {
     return "";
 }
 
-std::string text_of(double number, int digits) {
-    return std::isfinite(number) ? fmt::format("{:.{}g}", number, digits) : "-";
-}
-
-// Printed in columns as wide as their longest entry.
-void print_table(const std::vector<std::vector<std::string>>& table) {
-    std::vector<std::size_t> widths(table.front().size());
-    for (const auto& row : table)
-        for (std::size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-    for (const auto& row : table) {
-        std::string line;
-        for (std::size_t c = 0; c < row.size(); ++c) line += fmt::format("{:<{}}  ", row[c], widths[c]);
-        line.erase(line.find_last_not_of(' ') + 1);
-        fmt::print("{}\n", line);
-    }
-}
-
 }  // namespace
 
 void report_sweep(const std::string& directory, const std::vector<sweep_result>& results, bool json) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <utility>
@@ -65,6 +66,28 @@ public:
             if (failures[i] && !std::exchange(unreadable_[which[i]], 1)) report_(*failures[i]);
         }
         return good;
+    }
+
+    // All pictures in order, `batch` at a time: f(pixels [which.size(), 3, S, S], which, done). `which` are those that could
+    // be read (it may be none), `done` is the number of pictures behind the batch.
+    template <class F>
+    void each_batch(const cpu& device, std::size_t batch, F&& f) {
+        std::vector<float> out(batch * pixels());
+        std::vector<std::size_t> which;
+        for (std::size_t first = 0; first < size(); first += batch) {
+            const std::size_t done = std::min(first + batch, size());
+            which.resize(done - first);
+            std::iota(which.begin(), which.end(), first);
+            const auto good = read(device, which, out.data());
+            std::size_t kept = 0;
+            for (std::size_t i = 0; i < good.size(); ++i) {
+                if (!good[i]) continue;
+                if (kept != i) std::copy_n(out.data() + i * pixels(), pixels(), out.data() + kept * pixels());
+                which[kept++] = which[i];
+            }
+            which.resize(kept);
+            f(static_cast<const float*>(out.data()), std::span<const std::size_t>(which), done);
+        }
     }
 
 private:

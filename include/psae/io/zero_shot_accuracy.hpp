@@ -66,6 +66,40 @@ struct accuracy_counts {
     }
 };
 
+// The logits [images, classes] that follow from tokens [images, T, width] of hidden state `layer`. The tokens are gone
+// afterwards.
+inline std::vector<float> logits_of_tokens(const cpu& device, arena<>& scratch, const vision_tower& tower,
+                                           const zero_shot_classifier& classifier, float* tokens, std::size_t images,
+                                           std::size_t layer) {
+    std::vector<float> embeds(images * tower.projection());
+    tower.run(device, scratch, tokens, images, layer, tower.layers());
+    tower.project(device, scratch, tokens, images, embeds.data(), true);
+    return classifier.logits(embeds, images);
+}
+
+// psae::error if the SAE's d_in is not the tower's width.
+inline void require_fit(const vision_tower& tower, const sae_description& sae) {
+    if (sae.d_in != tower.width())
+        throw error(
+            "SAE and model do not fit", tower.name(),
+            "the SAE takes d_in " + std::to_string(sae.d_in) + ", the tokens have " + std::to_string(tower.width()));
+}
+
+// psae::error if the classifier's embeddings are not of the tower's projection, or class_of_label is not a class or -1
+// for each label of the list.
+inline void require_fit(const vision_tower& tower, const zero_shot_classifier& classifier, const image_list& list,
+                        std::span<const std::int32_t> class_of_label) {
+    const std::size_t C = classifier.classes.size();
+    if (classifier.embeddings.size() != C * tower.projection())
+        throw error("class and image embeddings do not fit", tower.name(),
+                    "expected " + std::to_string(tower.projection()) + " numbers a class");
+    if (class_of_label.size() != list.class_names.size() ||
+        std::any_of(class_of_label.begin(), class_of_label.end(), [&](auto c) { return c >= std::int32_t(C); }))
+        throw error("classes and labels do not fit", "zero-shot accuracy",
+                    "expected a class below " + std::to_string(C) + ", or -1, for each of " +
+                        std::to_string(list.class_names.size()) + " labels");
+}
+
 struct zero_shot_result {
     accuracy_counts plain, with_sae;  // with_sae counts nothing without an SAE
     std::size_t pictures = 0;         // that could be read, labels or not
@@ -87,51 +121,26 @@ inline zero_shot_result zero_shot_accuracy(
     const cpu& device, const vision_tower& tower, const zero_shot_classifier& classifier, picture_reader& pictures,
     std::span<const std::int32_t> class_of_label, std::size_t layer, const std::optional<sae_view>& sae = {},
     const std::function<void(const zero_shot_picture&)>& each = [](const zero_shot_picture&) {}) {
-    constexpr std::size_t batch = 8;
     const std::size_t T = tower.tokens(), d = tower.width(), C = classifier.classes.size();
-    if (sae && sae->d_in != d)
-        throw error("SAE and model do not fit", tower.name(),
-                    "the SAE takes d_in " + std::to_string(sae->d_in) + ", the tokens have " + std::to_string(d));
-    if (classifier.embeddings.size() != C * tower.projection())
-        throw error("class and image embeddings do not fit", tower.name(),
-                    "expected " + std::to_string(tower.projection()) + " numbers a class");
-    if (class_of_label.size() != pictures.list().class_names.size() ||
-        std::any_of(class_of_label.begin(), class_of_label.end(), [&](auto c) { return c >= std::int32_t(C); }))
-        throw error("classes and labels do not fit", "zero-shot accuracy",
-                    "expected a class below " + std::to_string(C) + ", or -1, for each of " +
-                        std::to_string(pictures.list().class_names.size()) + " labels");
+    if (sae) require_fit(tower, *sae);
+    require_fit(tower, classifier, pictures.list(), class_of_label);
     zero_shot_result result;
     arena<> scratch;
-    std::vector<float> pixels(batch * pictures.pixels()), x(batch * T * d), replaced;
-    const auto finish = [&](std::vector<float>& tokens, std::size_t count) {
-        std::vector<float> embeds(count * tower.projection());
-        tower.run(device, scratch, tokens.data(), count, layer, tower.layers());
-        tower.project(device, scratch, tokens.data(), count, embeds.data(), true);
-        return classifier.logits(embeds, count);
-    };
-    for (std::size_t first = 0; first < pictures.size(); first += batch) {
-        std::vector<std::size_t> which(std::min(batch, pictures.size() - first));
-        std::iota(which.begin(), which.end(), first);
-        const auto good = pictures.read(device, which, pixels.data());
-        std::size_t count = 0;
-        for (std::size_t i = 0; i < which.size(); ++i) {
-            if (!good[i]) continue;
-            if (count != i)
-                std::copy_n(pixels.data() + i * pictures.pixels(), pictures.pixels(),
-                            pixels.data() + count * pictures.pixels());
-            which[count++] = which[i];
-        }
-        if (count == 0) continue;
+    std::vector<float> x, replaced;
+    pictures.each_batch(device, 8, [&](const float* pixels, std::span<const std::size_t> which, std::size_t) {
+        const std::size_t count = which.size();
+        if (count == 0) return;
         scratch.reset();
-        tower.embed(device, scratch, pixels.data(), count, x.data());
+        x.resize(count * T * d);
+        tower.embed(device, scratch, pixels, count, x.data());
         tower.run(device, scratch, x.data(), count, 0, layer);
         std::vector<float> logits_with_sae;
         if (sae) {
-            replaced.assign(x.begin(), x.begin() + std::ptrdiff_t(count * T * d));
+            replaced = x;
             replace_by_reconstruction(device, scratch, *sae, replaced.data(), count * T);
-            logits_with_sae = finish(replaced, count);
+            logits_with_sae = logits_of_tokens(device, scratch, tower, classifier, replaced.data(), count, layer);
         }
-        const auto logits = finish(x, count);
+        const auto logits = logits_of_tokens(device, scratch, tower, classifier, x.data(), count, layer);
         for (std::size_t i = 0; i < count; ++i) {
             const std::int32_t label = pictures.list().labels[which[i]];
             zero_shot_picture p{which[i],
@@ -146,7 +155,7 @@ inline zero_shot_result zero_shot_accuracy(
             ++result.pictures;
             each(p);
         }
-    }
+    });
     return result;
 }
 

@@ -12,6 +12,7 @@
 
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/encode.hpp>
+#include <psae/sae/evaluation.hpp>
 #include <psae/stage/encode.hpp>
 
 namespace psae {
@@ -194,37 +195,31 @@ inline void decode_rows(const cpu& device, const sae_view& sae, const codes_view
     });
 }
 
-// How well an SAE explains rows it may never have seen.
-struct reconstruction_quality {
-    double mse = 0;                 // mean of (x_hat - x)^2 over all elements
-    double l0 = 0;                  // mean number of active latents per row
-    double explained_variance = 0;  // centred: 1 - sum ||x - x_hat||^2 / sum ||x - mean x||^2; 0 for equal rows
-};
-
-// Of rows x [n, d_in], n > 0, in batches of `batch`.
-inline reconstruction_quality evaluate_sae(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
-                                           std::size_t n, std::size_t batch = 256) {
-    const std::size_t d = sae.d_in;
-    std::vector<double> sum(d);
-    double squares = 0, residual = 0, entries = 0;
+// Adds rows x [n, d_in] to the sums: their codes, reconstructions and errors, a few hundred rows at a time. (Dense codes
+// of more would take much memory.) tokens_per_image: as of reconstruction_sums::add. The arena gets back what is taken.
+inline void evaluate_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x, std::size_t n,
+                          reconstruction_sums& sums, std::size_t tokens_per_image = 0) {
+    const std::size_t unit = std::max<std::size_t>(tokens_per_image, 1),
+                      batch = std::max<std::size_t>(1, 256 / unit) * unit;
     for (std::size_t first = 0; first < n; first += batch) {
         const std::size_t count = std::min(batch, n - first);
-        const float* rows = x + first * d;
-        scratch.reset();
+        const float* rows = x + first * sae.d_in;
+        const auto mark = scratch.position();
         const auto z = encode_rows(device, scratch, sae, rows, count);
-        float* x_hat = scratch.allocate<float>(count * d);
+        float* x_hat = scratch.allocate<float>(count * sae.d_in);
         decode_rows(device, sae, z, rows, x_hat);
-        entries += double(z.entries());
-        for (std::size_t i = 0; i < count * d; ++i) {
-            const double value = double(rows[i]), difference = value - double(x_hat[i]);
-            residual += difference * difference;
-            squares += value * value;
-            sum[i % d] += value;
-        }
+        sums.add(rows, z, x_hat, tokens_per_image);
+        scratch.release_to(mark);
     }
-    double variance = squares;
-    for (const double s : sum) variance -= s * s / double(n);
-    return {residual / double(n * d), entries / double(n), variance > 0 ? 1 - residual / variance : 0};
+}
+
+// How well an SAE explains rows x [n, d_in] it may never have seen.
+inline reconstruction_quality evaluate_sae(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
+                                           std::size_t n) {
+    reconstruction_sums sums(sae.d_in, sae.d_sae);
+    scratch.reset();
+    evaluate_rows(device, scratch, sae, x, n, sums);
+    return sums.result();
 }
 
 }  // namespace psae
