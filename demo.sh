@@ -40,6 +40,20 @@ echo "== train"
 $patchsae train --model "$model" --images "$photos" --out "$sae" --variant topk --k 16 --expansion 8 \
     --steps "${PSAE_DEMO_STEPS:-600}" --batch-tokens 2048 --lr 1e-3 --warmup-steps 50 --seed 1 | tee "$out/train.txt"
 
+echo "== evaluation"
+# Labels are the first-level folders. Of the stamps the model's classes are known: those photos and templates are taken.
+labelled=$photos
+templates=()
+if [[ $# -eq 0 ]]; then
+    labelled=$out/classes.csv
+    awk -F '"' -v root="$PWD/$photos" 'BEGIN { print "path,label" }
+        $2 == "name" { class = $4 }
+        $2 ~ /\.(png|jpg)$/ { print root "/" $2 "," class }' "$model/classes.json" >"$labelled"
+    sed -n '/"templates"/,/]/s/^  "\(.*\)",*$/\1/p' "$model/classes.json" >"$out/templates.txt"
+    templates=(--templates "$out/templates.txt")
+fi
+$patchsae evaluate --model "$model" --sae "$sae" --images "$labelled" "${templates[@]}" --out "$sae/evaluation"
+
 echo "== latents, scatter plots, reference-image grids"
 # Labels are the first-level folders: in the stamps the package's own topics (animals, food, town, ...).
 $patchsae latents --model "$model" --sae "$sae" --images "$photos" --out "$sae/latents" | tee "$out/latents.txt"

@@ -8,8 +8,8 @@ using namespace program;
 
 namespace {
 
-const std::vector<std::string> commands{"info",   "preprocess", "tokenize", "embed",    "cache", "train",
-                                        "encode", "latents",    "mask",     "classify", "report"};
+const std::vector<std::string> commands{"info",   "preprocess", "tokenize", "embed", "cache",    "train",
+                                        "encode", "evaluate",   "latents",  "mask",  "classify", "report"};
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
