@@ -185,7 +185,7 @@ TEST_CASE("the number of threads changes weights by rounding only") {
     CHECK(relative_difference(two.W_dec, one.W_dec) < 1e-4);
 }
 
-TEST_CASE("--dtype bf16 trains as fp32 does to the precision of bf16, and a run does not go on in another type") {
+TEST_CASE("train in bf16 does as in fp32 to the precision of bf16, and a run does not go on in another type") {
     const folder work;
     for (const char* dtype : {"fp32", "bf16"})
         run_well(with(train_arguments(work, dtype, "50"), {std::string("--dtype=") + dtype}));

@@ -155,6 +155,7 @@ TEST_CASE("encoders keep what a plain sort keeps") {
     check_all(whole_numbers(197, 64, 500, 2), 8);
     check_all(whole_numbers(33, 37, 1500, 3), 40);
     check_all(whole_numbers(300, 16, 3000, 4, -300000), 16);  // few are active
+    check_all(whole_numbers(700, 12, 1500, 19), 60);          // a batch's candidates are more than a histogram's block
 }
 
 TEST_CASE("encoders of some latents keep what a plain sort keeps") {
@@ -190,6 +191,16 @@ TEST_CASE("encoders break ties by the lower latent") {
     auto nothing = whole_numbers(60, 16, 900, 14);
     for (auto* v : {&nothing.x, &nothing.W, &nothing.b}) std::fill(v->begin(), v->end(), 0.0f);
     check_all(nothing, 12);
+}
+
+TEST_CASE("a rank of 0 keeps what is active before what may not be") {
+    // Latent 0 is a little below 0, where its bounds do not tell; latent 1 is active; both have weight 0.
+    const problem p{1, 2, 2, {1, 0.0039f}, {0.0039f, -1.002f, 1, 1}, {0, 0}, {}};
+    const std::vector<float> weight{0, 0};
+    const weighted_top_k<float> activation{top_k(1), weight.data(), true};
+    const outcome z = encoded(p, activation, screening::always);
+    CHECK(z.latent == std::vector<std::uint32_t>{1});
+    CHECK(z == encoded(p, activation, screening::never));
 }
 
 TEST_CASE("encoders that cannot be screened fall back") {
@@ -249,6 +260,11 @@ TEST_CASE("pre-activations lie between the bounds of their screening, which are 
                     const float exact = pre.exactly(t, static_cast<std::uint32_t>(f), row.low(j), row.high(j));
                     outside += !(std::abs(exact - h) < 1e-5 * std::sqrt(xx * ww));
                 }
+        });
+        pre.each_chunk([&](auto chunk) {
+            pre.make_exact(chunk);
+            const auto row = chunk(5);
+            for (std::size_t j = 0; j < chunk.count; ++j) outside += row.low(j) != row.high(j);
         });
         CHECK(outside == 0);
         CHECK(closest > 0);

@@ -4,7 +4,7 @@
 //
 // Where the machine is faster at products of bf16, the pre-activations are screened by such a product: it says between
 // which bounds h lies, latents that cannot be kept whatever h is are dropped, and h is computed in float for the others
-// alone (pre_activations.hpp). What is kept is the same.
+// alone (pre_activations.hpp). What is kept is the same up to the rounding of h.
 
 #include <algorithm>
 #include <atomic>
@@ -184,6 +184,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
                     const std::uint32_t latent = latent_of[chunk.first + j];
                     const T h = pre.exactly(t, latent, row.low(j), row.high(j));
                     if (Pre::is_screened && !is_active(activation, h, latent)) return;
+                    if (place == p->starts[t + 1]) return;  // whatever the compiler makes of the bounds in two loops
                     p->latent[place] = latent;
                     p->value[place++] = value_of(activation, h, latent);
                 });
@@ -228,9 +229,13 @@ requires selects_per_token<Activation>
 void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens, Pre& pre,
             const encoded_latents& latent_of, const Activation& activation) {
     using candidate = detail::candidate<T>;
+    constexpr T unbounded = -std::numeric_limits<T>::infinity();
     const auto rank = [&](T h, std::uint32_t latent) { return rank_of(activation, activation.value(h), latent); };
-    const auto by_low = [&](const candidate& a, const candidate& c) {
-        const T ra = rank(a.low, a.latent), rc = rank(c.low, c.latent);
+    const auto sure_rank = [&](const candidate& c) {
+        return is_active(activation, c.low, c.latent) ? rank(c.low, c.latent) : unbounded;
+    };
+    const auto by_sure_rank = [&](const candidate& a, const candidate& c) {
+        const T ra = sure_rank(a), rc = sure_rank(c);
         return ra > rc || (ra == rc && a.latent < c.latent);
     };
     const std::size_t k = std::min(activation.k, latent_of.count), capacity = 2 * k + 64;
@@ -238,7 +243,6 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
     auto* counts = scratch.allocate<std::size_t>(tokens);
     auto* bounds =
         scratch.allocate<T>(tokens);  // the k-th rank so far at least: nothing at or below it can still enter
-    constexpr T unbounded = -std::numeric_limits<T>::infinity();
     std::fill(counts, counts + tokens, std::size_t{0});
     std::fill(bounds, bounds + tokens, unbounded);
     std::atomic<std::size_t> computed = 0;
@@ -249,14 +253,18 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
             here += c->low != c->high;
             c->low = c->high = pre.exactly(t, c->latent, c->low, c->high);
         }
+        counts[t] = static_cast<std::size_t>(
+            std::remove_if(own, own + counts[t],
+                           [&](const candidate& c) { return !is_active(activation, c.low, c.latent); }) -
+            own);
         computed += here;
     };
     // Drops what cannot be among the k.
     const auto prune = [&](std::size_t t) {
         candidate* own = candidates + t * capacity;
         if (k == 0 || counts[t] < k) return;
-        std::nth_element(own, own + (k - 1), own + counts[t], by_low);
-        bounds[t] = rank(own[k - 1].low, own[k - 1].latent);
+        std::nth_element(own, own + (k - 1), own + counts[t], by_sure_rank);
+        bounds[t] = sure_rank(own[k - 1]);
         counts[t] = k + static_cast<std::size_t>(std::remove_if(own + k, own + counts[t],
                                                                 [&](const candidate& c) {
                                                                     return c.low == c.high ||
@@ -303,11 +311,6 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
         }
         prune(t);
         candidate* own = candidates + t * capacity;
-        if constexpr (Pre::is_screened)
-            counts[t] = static_cast<std::size_t>(
-                std::remove_if(own, own + counts[t],
-                               [&](const candidate& c) { return !is_active(activation, c.low, c.latent); }) -
-                own);
         std::sort(own, own + counts[t], [](const candidate& a, const candidate& c) { return a.latent < c.latent; });
     });
     auto* offsets = scratch.allocate<std::size_t>(tokens + 1);
@@ -348,8 +351,12 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
         std::uint32_t token;
     };
     const auto rank = [&](T h, std::uint32_t latent) { return rank_of(activation, activation.value(h), latent); };
-    const auto by_low = [&](const batch_candidate& a, const batch_candidate& c) {
-        const T ra = rank(a.low, a.latent), rc = rank(c.low, c.latent);
+    constexpr T unbounded = -std::numeric_limits<T>::infinity();
+    const auto sure_rank = [&](const batch_candidate& c) {
+        return is_active(activation, c.low, c.latent) ? rank(c.low, c.latent) : unbounded;
+    };
+    const auto by_sure_rank = [&](const batch_candidate& a, const batch_candidate& c) {
+        const T ra = sure_rank(a), rc = sure_rank(c);
         if (ra != rc) return ra > rc;
         return a.latent != c.latent ? a.latent < c.latent : a.token < c.token;
     };
@@ -359,7 +366,7 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
     auto* candidates = scratch.allocate<batch_candidate>(most + chunk_room);
     auto* starts = scratch.allocate<std::size_t>(tokens + 1);
     std::size_t have = 0;
-    T bound = -std::numeric_limits<T>::infinity();  // nothing at or below it can still come in
+    T bound = unbounded;  // nothing at or below it can still come in
 
     constexpr std::size_t keys = std::size_t{1} << 16, block = std::size_t{1} << 16;
     auto* histograms = scratch.allocate<std::uint32_t>(keys * ((most + chunk_room) / block + 1));
@@ -378,6 +385,10 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
             }
             computed += here;
         });
+        have = static_cast<std::size_t>(
+            std::remove_if(candidates, candidates + have,
+                           [&](const batch_candidate& c) { return !is_active(activation, c.low, c.latent); }) -
+            candidates);
         return computed.load();
     };
     // Drops most of what cannot be among those wanted: the bound is the foot of the histogram's bin they end in.
@@ -386,17 +397,17 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
         each_block([&](std::size_t b, std::size_t first, std::size_t end) {
             std::uint32_t* own = histograms + b * keys;
             std::fill_n(own, keys, std::uint32_t{0});
-            for (std::size_t i = first; i < end; ++i)
-                ++own[rising_key(static_cast<float>(rank(candidates[i].low, candidates[i].latent)))];
+            for (std::size_t i = first; i < end; ++i) ++own[rising_key(static_cast<float>(sure_rank(candidates[i])))];
         });
         std::size_t above = 0, key = keys;
         while (above < wanted) {
             --key;
             for (std::size_t b = 0; b * block < have; ++b) above += histograms[b * keys + key];
         }
+        T foot = static_cast<T>(least_of_key(static_cast<std::uint32_t>(key)));
         // A rank of double that was rounded up into its bin may stand below its foot.
-        bound = static_cast<T>(least_of_key(static_cast<std::uint32_t>(key)));
-        if constexpr (!std::is_same_v<T, float>) bound = std::nextafter(static_cast<float>(bound), -INFINITY);
+        if constexpr (!std::is_same_v<T, float>) foot = std::nextafter(static_cast<float>(foot), -INFINITY);
+        if (foot > bound) bound = foot;  // the bin of -infinity has none
         have = static_cast<std::size_t>(
             std::remove_if(candidates, candidates + have,
                            [&](const batch_candidate& c) { return rank(c.high, c.latent) < bound; }) -
@@ -404,9 +415,9 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
     };
     const auto keep_exactly = [&] {
         if (have <= wanted) return;
-        std::nth_element(candidates, candidates + (wanted - 1), candidates + have, by_low);
+        std::nth_element(candidates, candidates + (wanted - 1), candidates + have, by_sure_rank);
         have = wanted;
-        bound = rank(candidates[wanted - 1].low, candidates[wanted - 1].latent);
+        bound = sure_rank(candidates[wanted - 1]);
     };
     std::size_t computed = 0;
     if (wanted > 0)
@@ -432,7 +443,10 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
                 batch_candidate* own = candidates + starts[t];
                 if (starts[t] != starts[t + 1])
                     each_hit(chunk.count, comes_in(row), [&](std::size_t j) {
-                        *own++ = {{row.low(j), row.high(j), latent_of[chunk.first + j]}, static_cast<std::uint32_t>(t)};
+                        if (own !=
+                            candidates + starts[t + 1])  // whatever the compiler makes of the bounds in two loops
+                            *own++ = {{row.low(j), row.high(j), latent_of[chunk.first + j]},
+                                      static_cast<std::uint32_t>(t)};
                     });
             });
             have = starts[tokens];
@@ -445,13 +459,8 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
                 if (Pre::too_many(computed, tokens * latent_of.count)) pre.give_up();
         });
     prune();
-    make_exact();
+    if constexpr (Pre::is_screened) make_exact();
     keep_exactly();
-    if constexpr (Pre::is_screened)
-        have = static_cast<std::size_t>(
-            std::remove_if(candidates, candidates + have,
-                           [&](const batch_candidate& c) { return !is_active(activation, c.low, c.latent); }) -
-            candidates);
 
     auto* offsets = scratch.allocate<std::size_t>(tokens + 2);
     std::fill(offsets, offsets + tokens + 2, std::size_t{0});
@@ -481,12 +490,20 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
 
 }  // namespace detail
 
-// Whether the pre-activations of so many tokens and latents are screened.
+// Whether the pre-activations of so many tokens and latents are screened. Where it is left to the machine, not those of
+// products so small that setting one up in bf16 would show (some milliseconds of work), nor where so many latents are
+// kept that computing them one by one would cost what the product does.
 template <class T, class Activation>
-bool screens(const cpu& device, std::size_t tokens, std::size_t latents, std::size_t d) {
+bool screens(const cpu& device, const Activation& activation, std::size_t tokens, std::size_t latents, std::size_t d) {
     if constexpr (!std::is_same_v<T, float> || !detail::is_rising<Activation>()) return false;
-    else if (device.screening != screening::where_faster) return device.screening == screening::always;
-    else return multiplies_bf16_faster() && double(tokens) * double(latents) * double(d) > 1e8;
+    else {
+        if (device.screening != screening::where_faster) return device.screening == screening::always;
+        std::size_t kept = 0;
+        if constexpr (detail::selects_per_token<Activation>) kept = tokens * std::min(activation.k, latents);
+        else if constexpr (detail::selects_per_batch<Activation>) kept = activation.batch_entries(tokens);
+        return multiplies_bf16_faster() && double(tokens) * double(latents) * double(d) > 1e8 &&
+               !detail::screened_pre_activations::too_many(kept, tokens * latents);
+    }
 }
 
 // Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
@@ -498,7 +515,7 @@ auto encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     z.latents = latents;
     const detail::encoded_latents encoded(latents, among);
     if constexpr (std::is_same_v<T, float> && detail::is_rising<Activation>())
-        if (screens<T, Activation>(device, tokens, encoded.count, d)) {
+        if (screens<T>(device, activation, tokens, encoded.count, d)) {
             detail::screened_pre_activations pre(device, scratch, x, tokens, d, W, b, encoded);
             return detail::select(device, scratch, z, tokens, pre, encoded, activation);
         }

@@ -147,9 +147,11 @@ public:
         auto* rounded = scratch_.allocate<bf16>(chunk * d_);
         const auto floats = [&](std::size_t n) { return scratch_.allocate<float>(n); };
         float *tile = floats(tokens_ * chunk), *bias = floats(chunk), *by_norm = floats(chunk),
-              *by_rest = floats(chunk), *own = floats(chunk), *none = floats(chunk),
+              *by_rest = floats(chunk), *own = floats(chunk),
               *gathered = among_.index == nullptr ? nullptr : floats(chunk * d_);
+        float* none = floats(chunk);
         std::fill_n(none, chunk, 0.0f);
+        no_width_ = none;
         std::optional<bf16_product> product;
         std::size_t product_columns = 0;
         for (std::size_t first = 0; first < among_.count; first += chunk) {
@@ -158,7 +160,6 @@ public:
             screened_chunk c{first, count, tile, bias, by_norm, by_rest, own, norm_, rest_, rows, false};
             if (!pays_ || !screen(rows, count, bias, rounded, by_norm, by_rest, own)) {
                 make_exact(c);
-                c.by_norm = c.by_rest = c.own = none;
             } else {
                 if (product_columns != count)
                     product.emplace(device_, false, true, tokens_, product_columns = count, d_);
@@ -170,6 +171,7 @@ public:
     // Computes the products of a chunk in float.
     void make_exact(screened_chunk& c) const {
         gemm(device_, false, true, tokens_, c.count, d_, 1.0f, x_, d_, c.weights, d_, 0.0f, c.tile, c.count);
+        c.by_norm = c.by_rest = c.own = no_width_;
         c.is_exact = true;
     }
 
@@ -222,7 +224,7 @@ private:
                 by_norm[j] = 1.001f * (n.rest + summing * (n.whole + n.rest));
                 by_rest[j] = 1.001f * (1 + summing) * n.whole;
                 own[j] = 0x1p-21f * std::abs(bias[j]) + std::numeric_limits<float>::min();
-                if (!(n.whole < most)) within = false;
+                if (!(n.whole < most && std::abs(bias[j]) < most)) within = false;
             }
         });
         return within;
@@ -230,6 +232,7 @@ private:
 
     bf16* rounded_x_;
     float *norm_, *rest_;
+    const float* no_width_ = nullptr;  // zeros
     std::atomic<bool> pays_ = true;
 };
 
