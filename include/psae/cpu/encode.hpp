@@ -221,6 +221,23 @@ struct candidate {
     std::uint32_t latent;
 };
 
+// The order in which a top-k keeps candidates: by what their rank is at least, which is nothing for those that may not
+// be active.
+template <class T, class Activation>
+struct candidate_ranking {
+    static constexpr T unbounded = -std::numeric_limits<T>::infinity();
+    const Activation& activation;
+
+    PSAE_FN T rank(T h, std::uint32_t latent) const { return rank_of(activation, activation.value(h), latent); }
+    bool is_surely_active(const candidate<T>& c) const { return is_active(activation, c.low, c.latent); }
+    T sure_rank(const candidate<T>& c) const { return is_surely_active(c) ? rank(c.low, c.latent) : unbounded; }
+    // Without the candidates first .. last that are not active, which are known exactly: the new end.
+    template <class Candidate>
+    Candidate* drop_inactive(Candidate* first, Candidate* last) const {
+        return std::remove_if(first, last, [&](const candidate<T>& c) { return !is_surely_active(c); });
+    }
+};
+
 // The same under a top-k activation: per token the k largest activation.value(h) (by activation.rank(value, latent)
 // where it has one), ties to the lower latent; entries that activation.active refuses (values that a rectified top-k
 // sets to zero) are left out.
@@ -229,13 +246,9 @@ requires selects_per_token<Activation>
 void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens, Pre& pre,
             const encoded_latents& latent_of, const Activation& activation) {
     using candidate = detail::candidate<T>;
-    constexpr T unbounded = -std::numeric_limits<T>::infinity();
-    const auto rank = [&](T h, std::uint32_t latent) { return rank_of(activation, activation.value(h), latent); };
-    const auto sure_rank = [&](const candidate& c) {
-        return is_active(activation, c.low, c.latent) ? rank(c.low, c.latent) : unbounded;
-    };
+    const candidate_ranking<T, Activation> ranking{activation};
     const auto by_sure_rank = [&](const candidate& a, const candidate& c) {
-        const T ra = sure_rank(a), rc = sure_rank(c);
+        const T ra = ranking.sure_rank(a), rc = ranking.sure_rank(c);
         return ra > rc || (ra == rc && a.latent < c.latent);
     };
     const std::size_t k = std::min(activation.k, latent_of.count), capacity = 2 * k + 64;
@@ -244,7 +257,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
     auto* bounds =
         scratch.allocate<T>(tokens);  // the k-th rank so far at least: nothing at or below it can still enter
     std::fill(counts, counts + tokens, std::size_t{0});
-    std::fill(bounds, bounds + tokens, unbounded);
+    std::fill(bounds, bounds + tokens, ranking.unbounded);
     std::atomic<std::size_t> computed = 0;
     const auto make_exact = [&](std::size_t t) {
         candidate* own = candidates + t * capacity;
@@ -253,10 +266,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
             here += c->low != c->high;
             c->low = c->high = pre.exactly(t, c->latent, c->low, c->high);
         }
-        counts[t] = static_cast<std::size_t>(
-            std::remove_if(own, own + counts[t],
-                           [&](const candidate& c) { return !is_active(activation, c.low, c.latent); }) -
-            own);
+        counts[t] = static_cast<std::size_t>(ranking.drop_inactive(own, own + counts[t]) - own);
         computed += here;
     };
     // Drops what cannot be among the k.
@@ -264,11 +274,11 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
         candidate* own = candidates + t * capacity;
         if (k == 0 || counts[t] < k) return;
         std::nth_element(own, own + (k - 1), own + counts[t], by_sure_rank);
-        bounds[t] = sure_rank(own[k - 1]);
+        bounds[t] = ranking.sure_rank(own[k - 1]);
         counts[t] = k + static_cast<std::size_t>(std::remove_if(own + k, own + counts[t],
                                                                 [&](const candidate& c) {
                                                                     return c.low == c.high ||
-                                                                           rank(c.high, c.latent) < bounds[t];
+                                                                           ranking.rank(c.high, c.latent) < bounds[t];
                                                                 }) -
                                                  (own + k));
     };
@@ -284,7 +294,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
                     [&, row](std::size_t j) {
                         const std::uint32_t latent = latent_of[chunk.first + j];
                         const T h = row.high(j);
-                        return int{is_active(activation, h, latent)} & int{rank(h, latent) > bound};
+                        return int{is_active(activation, h, latent)} & int{ranking.rank(h, latent) > bound};
                     },
                     [&](std::size_t j) {
                         own[have++] = {row.low(j), row.high(j), latent_of[chunk.first + j]};
@@ -299,7 +309,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
                         bound = bounds[t];
                     });
                 counts[t] = have;
-                if (have >= k && bound == unbounded) prune(t);
+                if (have >= k && bound == ranking.unbounded) prune(t);
             });
             if constexpr (Pre::is_screened)
                 if (Pre::too_many(computed, tokens * latent_of.count)) pre.give_up();
@@ -350,13 +360,9 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
     struct batch_candidate : candidate<T> {
         std::uint32_t token;
     };
-    const auto rank = [&](T h, std::uint32_t latent) { return rank_of(activation, activation.value(h), latent); };
-    constexpr T unbounded = -std::numeric_limits<T>::infinity();
-    const auto sure_rank = [&](const batch_candidate& c) {
-        return is_active(activation, c.low, c.latent) ? rank(c.low, c.latent) : unbounded;
-    };
+    const candidate_ranking<T, Activation> ranking{activation};
     const auto by_sure_rank = [&](const batch_candidate& a, const batch_candidate& c) {
-        const T ra = sure_rank(a), rc = sure_rank(c);
+        const T ra = ranking.sure_rank(a), rc = ranking.sure_rank(c);
         if (ra != rc) return ra > rc;
         return a.latent != c.latent ? a.latent < c.latent : a.token < c.token;
     };
@@ -366,7 +372,7 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
     auto* candidates = scratch.allocate<batch_candidate>(most + chunk_room);
     auto* starts = scratch.allocate<std::size_t>(tokens + 1);
     std::size_t have = 0;
-    T bound = unbounded;  // nothing at or below it can still come in
+    T bound = ranking.unbounded;  // nothing at or below it can still come in
 
     constexpr std::size_t keys = std::size_t{1} << 16, block = std::size_t{1} << 16;
     auto* histograms = scratch.allocate<std::uint32_t>(keys * ((most + chunk_room) / block + 1));
@@ -385,10 +391,7 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
             }
             computed += here;
         });
-        have = static_cast<std::size_t>(
-            std::remove_if(candidates, candidates + have,
-                           [&](const batch_candidate& c) { return !is_active(activation, c.low, c.latent); }) -
-            candidates);
+        have = static_cast<std::size_t>(ranking.drop_inactive(candidates, candidates + have) - candidates);
         return computed.load();
     };
     // Drops most of what cannot be among those wanted: the bound is the foot of the histogram's bin they end in.
@@ -397,7 +400,8 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
         each_block([&](std::size_t b, std::size_t first, std::size_t end) {
             std::uint32_t* own = histograms + b * keys;
             std::fill_n(own, keys, std::uint32_t{0});
-            for (std::size_t i = first; i < end; ++i) ++own[rising_key(static_cast<float>(sure_rank(candidates[i])))];
+            for (std::size_t i = first; i < end; ++i)
+                ++own[rising_key(static_cast<float>(ranking.sure_rank(candidates[i])))];
         });
         std::size_t above = 0, key = keys;
         while (above < wanted) {
@@ -410,14 +414,14 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
         if (foot > bound) bound = foot;  // the bin of -infinity has none
         have = static_cast<std::size_t>(
             std::remove_if(candidates, candidates + have,
-                           [&](const batch_candidate& c) { return rank(c.high, c.latent) < bound; }) -
+                           [&](const batch_candidate& c) { return ranking.rank(c.high, c.latent) < bound; }) -
             candidates);
     };
     const auto keep_exactly = [&] {
         if (have <= wanted) return;
         std::nth_element(candidates, candidates + (wanted - 1), candidates + have, by_sure_rank);
         have = wanted;
-        bound = sure_rank(candidates[wanted - 1]);
+        bound = ranking.sure_rank(candidates[wanted - 1]);
     };
     std::size_t computed = 0;
     if (wanted > 0)
@@ -426,7 +430,7 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
                 return [&, row](std::size_t j) {
                     const std::uint32_t latent = latent_of[chunk.first + j];
                     const T h = row.high(j);
-                    return int{is_active(activation, h, latent)} & int{rank(h, latent) > bound};
+                    return int{is_active(activation, h, latent)} & int{ranking.rank(h, latent) > bound};
                 };
             };
             each_token(device, tokens, [&](std::size_t t) {
@@ -470,7 +474,7 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
     T least = have > 0 ? std::numeric_limits<T>::infinity() : T(0);
     for (std::size_t i = 0; i < have; ++i) {
         by_token[offsets[candidates[i].token + 1]++] = candidates[i];
-        least = std::min(least, rank(candidates[i].low, candidates[i].latent));
+        least = std::min(least, ranking.rank(candidates[i].low, candidates[i].latent));
     }
     auto* latent = scratch.allocate<std::uint32_t>(have);
     auto* value = scratch.allocate<T>(have);
@@ -493,17 +497,14 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
 // Whether the pre-activations of so many tokens and latents are screened. Where it is left to the machine, not those of
 // products so small that setting one up in bf16 would show (some milliseconds of work), nor where so many latents are
 // kept that computing them one by one would cost what the product does.
-template <class T, class Activation>
+template <class Activation>
 bool screens(const cpu& device, const Activation& activation, std::size_t tokens, std::size_t latents, std::size_t d) {
-    if constexpr (!std::is_same_v<T, float> || !detail::is_rising<Activation>()) return false;
-    else {
-        if (device.screening != screening::where_faster) return device.screening == screening::always;
-        std::size_t kept = 0;
-        if constexpr (detail::selects_per_token<Activation>) kept = tokens * std::min(activation.k, latents);
-        else if constexpr (detail::selects_per_batch<Activation>) kept = activation.batch_entries(tokens);
-        return multiplies_bf16_faster() && double(tokens) * double(latents) * double(d) > 1e8 &&
-               !detail::screened_pre_activations::too_many(kept, tokens * latents);
-    }
+    if (device.screening != screening::where_faster) return device.screening == screening::always;
+    std::size_t kept = 0;
+    if constexpr (detail::selects_per_token<Activation>) kept = tokens * std::min(activation.k, latents);
+    else if constexpr (detail::selects_per_batch<Activation>) kept = activation.batch_entries(tokens);
+    return multiplies_bf16_faster() && double(tokens) * double(latents) * double(d) > 1e8 &&
+           !detail::screened_pre_activations::too_many(kept, tokens * latents);
 }
 
 // Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
@@ -515,7 +516,7 @@ auto encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
     z.latents = latents;
     const detail::encoded_latents encoded(latents, among);
     if constexpr (std::is_same_v<T, float> && detail::is_rising<Activation>())
-        if (screens<T>(device, activation, tokens, encoded.count, d)) {
+        if (screens(device, activation, tokens, encoded.count, d)) {
             detail::screened_pre_activations pre(device, scratch, x, tokens, d, W, b, encoded);
             return detail::select(device, scratch, z, tokens, pre, encoded, activation);
         }

@@ -102,7 +102,8 @@ protected:
     encoded_latents among_;
 };
 
-// A chunk of bf16 products and the bounds that follow from them. An exact one has bounds of width 0.
+// A chunk of bf16 products and the bounds that follow from them. An exact one has bounds of width 0 (whatever the norms
+// of its tokens, which may be infinite).
 struct screened_chunk {
     struct row {
         const float *products, *bias, *by_norm, *by_rest, *own;
