@@ -1,22 +1,13 @@
 // Zero-shot accuracy with and without the reconstruction in place, against the pipeline's reference.
 #include <catch2/catch.hpp>
 
-#include <psae/io/numpy.hpp>
-#include <psae/io/sae_file.hpp>
 #include <psae/io/zero_shot_accuracy.hpp>
 #include <psae/vit/read_preprocessing.hpp>
 
 #include "../difference.hpp"
+#include "../pipeline.hpp"
 
 using namespace psae;
-
-namespace {
-
-const std::filesystem::path pipeline = std::filesystem::path(PSAE_GOLDEN_DIR) / "pipeline";
-
-std::vector<float> golden(const char* file, const char* name) { return to_floats(read_npz(pipeline / file, name)); }
-
-}  // namespace
 
 TEST_CASE("zero-shot logits of pictures, plain and with the reconstruction in place, equal the reference's") {
     const cpu device;
@@ -29,13 +20,7 @@ TEST_CASE("zero-shot logits of pictures, plain and with the reconstruction in pl
         device, text, classes.names, read_lines(std::filesystem::path(PSAE_DATA_DIR) / "imagenet_templates.txt"));
     picture_reader pictures(list, read_preprocessing(pipeline / "model", tower->image_size()), alpha_mode::white,
                             [](const error& e) { throw e; });
-    sae_weights sae;
-    sae.d_in = 64;
-    sae.d_sae = 96;
-    sae.W_enc = transpose(golden("codes.npz", "W_enc").data(), 64, 96);
-    sae.b_enc = golden("codes.npz", "b_enc");
-    sae.W_dec = golden("codes.npz", "W_dec");
-    sae.b_dec = golden("codes.npz", "b_dec");
+    auto sae = pipeline_sae();
     // The reference's pictures come interleaved by class, ours folder by folder: picture i of class c is its 4 i + c.
     std::vector<float> plain(24 * 4), with_sae(24 * 4);
     const auto result = zero_shot_accuracy(
@@ -49,9 +34,9 @@ TEST_CASE("zero-shot logits of pictures, plain and with the reconstruction in pl
     CHECK(result.pictures == 24);
     CHECK(result.plain.pictures == 24);
     CHECK(result.plain.best == 24);
-    const auto expected = golden("masking.npz", "logits_corrected");
+    const auto expected = pipeline_array("masking.npz", "logits_corrected");
     CHECK(relative_difference(plain, std::span(expected).first(24 * 4)) < 5e-5);
-    const auto embeds = classifier.logits(golden("codes.npz", "image_embeds_with_sae"), 24);
+    const auto embeds = classifier.logits(pipeline_array("codes.npz", "image_embeds_with_sae"), 24);
     CHECK(relative_difference(with_sae, embeds) < 5e-5);
     CHECK(relative_difference(plain, with_sae) > 1e-3);
     std::size_t right = 0;

@@ -4,26 +4,14 @@
 #include "program.hpp"
 
 #include <psae/io/dataset.hpp>
-#include <psae/io/sae_file.hpp>
+
+#include "../pipeline.hpp"
 
 using namespace program;
 
 namespace {
 
-const fs::path pipeline = golden / "pipeline";
-
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-psae::sae_weights pipeline_sae() {
-    psae::sae_weights sae;
-    sae.d_in = 64;
-    sae.d_sae = 96;
-    sae.W_enc = psae::transpose(floats(pipeline / "codes.npz", "W_enc").data(), 64, 96);
-    sae.b_enc = floats(pipeline / "codes.npz", "b_enc");
-    sae.W_dec = floats(pipeline / "codes.npz", "W_dec");
-    sae.b_dec = floats(pipeline / "codes.npz", "b_dec");
-    return sae;
-}
 
 // sum ||x - x_hat||^2 / sum ||x - mean x||^2 of the golden tokens with first <= t < last of each picture.
 double golden_nmse(std::size_t first, std::size_t last) {

@@ -6,7 +6,8 @@
 #include <sstream>
 
 #include <psae/io/dataset.hpp>
-#include <psae/io/sae_file.hpp>
+
+#include "../pipeline.hpp"
 
 using namespace program;
 
@@ -98,14 +99,7 @@ TEST_CASE("texts that are too long are cut and reported; those that are no texts
 
 TEST_CASE("classify: golden predictions and probabilities, accuracy with and without an SAE") {
     const folder work;
-    const auto pipeline = golden / "pipeline";
-    psae::sae_weights sae;
-    sae.d_in = 64;
-    sae.d_sae = 96;
-    sae.W_enc = psae::transpose(floats(pipeline / "codes.npz", "W_enc").data(), 64, 96);
-    sae.b_enc = floats(pipeline / "codes.npz", "b_enc");
-    sae.W_dec = floats(pipeline / "codes.npz", "W_dec");
-    sae.b_dec = floats(pipeline / "codes.npz", "b_dec");
+    auto sae = pipeline_sae();
     psae::write_sae(work / "sae", sae, "pipeline", -2);
     psae::write_text(work / "classes.txt", pipeline_classes);
     const std::vector<std::string> base{"classify",           "--model",   pipeline / "model",   "--images",

@@ -39,6 +39,28 @@ inline image_list select(const image_list& list, std::span<const std::size_t> wh
     return part;
 }
 
+// psae::error if class_of_label is not one of `classes` classes, or -1, for each label of the list.
+inline void require_fit(const image_list& list, std::span<const std::int32_t> class_of_label, std::size_t classes) {
+    if (class_of_label.size() != list.class_names.size() ||
+        std::any_of(class_of_label.begin(), class_of_label.end(), [&](auto c) { return c >= std::int64_t(classes); }))
+        throw error("classes and labels do not fit", "pictures",
+                    "expected a class below " + std::to_string(classes) + ", or -1, for each of " +
+                        std::to_string(list.class_names.size()) + " labels");
+}
+
+// The class of picture i of a list, or -1.
+inline std::int32_t class_of(const image_list& list, std::size_t i, std::span<const std::int32_t> class_of_label) {
+    return list.labels[i] < 0 ? -1 : class_of_label[static_cast<std::size_t>(list.labels[i])];
+}
+
+// The pictures of a list that have a class.
+inline image_list with_class(const image_list& list, std::span<const std::int32_t> class_of_label) {
+    std::vector<std::size_t> which;
+    for (std::size_t i = 0; i < list.files.size(); ++i)
+        if (class_of(list, i, class_of_label) >= 0) which.push_back(i);
+    return select(list, which);
+}
+
 struct list_options {
     std::size_t limit = 0;  // at most so many files, the first ones; 0: all
     std::string split{};    // of a table: only rows with this split; of a folder: its sub-folder of this name

@@ -4,6 +4,9 @@
 //   psae::picture_reader pictures(list, how, psae::alpha_mode::white, [](const psae::error& e) { log(e.what()); });
 //   psae::image_activations source(*tower, pictures, {layer}, device, seed);
 //   psae::activation_stream stream(source, 4096, 4, true, seed);
+//
+//   psae::each_hooked(device, *tower, pictures, layers, 8,      // all pictures in order, stopped at each of the layers
+//                     [&](arena<>& scratch, const psae::hooked_tokens& h) { ... }, [&](std::size_t done) { ... });
 
 #include <algorithm>
 #include <cstddef>
@@ -18,6 +21,7 @@
 
 #include <psae/io/dataset.hpp>
 #include <psae/sae/activation_stream.hpp>
+#include <psae/sae/inference.hpp>
 #include <psae/vit/clip_vision.hpp>
 #include <psae/vit/preprocess.hpp>
 
@@ -97,6 +101,51 @@ private:
     report report_;
     std::vector<char> unreadable_;
 };
+
+// psae::error if the SAE's d_in is not the tower's width.
+inline void require_fit(const vision_tower& tower, const sae_description& sae) {
+    if (sae.d_in != tower.width())
+        throw error(
+            "SAE and model do not fit", tower.name(),
+            "the SAE takes d_in " + std::to_string(sae.d_in) + ", the tokens have " + std::to_string(tower.width()));
+}
+
+// The tokens [pictures.size(), T, width] of a batch of pictures at hidden state `layer`.
+struct hooked_tokens {
+    std::span<const std::size_t> pictures;  // their indices in the list
+    std::size_t layer;
+    const float* tokens;
+};
+
+// Pictures `which`, pixels [which.size(), 3, S, S], at each of the layers (ascending), which one pass of the tower
+// reaches one after the other: at(hooked_tokens). tokens: memory [which.size(), T, width].
+template <class F>
+void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& tower, const float* pixels,
+                       std::span<const std::size_t> which, std::span<const std::size_t> layers, float* tokens, F&& at) {
+    tower.embed(device, scratch, pixels, which.size(), tokens);
+    std::size_t reached = 0;
+    for (const std::size_t layer : layers) {
+        tower.run(device, scratch, tokens, which.size(), std::exchange(reached, layer), layer);
+        at(hooked_tokens{which, layer, tokens});
+    }
+}
+
+// All pictures that can be read, in order, `batch` at a time: at(scratch, hooked_tokens) for each of the layers
+// (ascending), from one pass of the tower; then progress(pictures behind the batch). What they put in place of the
+// tokens goes on by vision_tower::run.
+template <class F, class Progress>
+void each_hooked(const cpu& device, const vision_tower& tower, picture_reader& pictures,
+                 std::span<const std::size_t> layers, std::size_t batch, F&& at, Progress&& progress) {
+    arena<> scratch;
+    std::vector<float> tokens(batch * tower.tokens() * tower.width());
+    pictures.each_batch(device, batch, [&](const float* pixels, std::span<const std::size_t> which, std::size_t done) {
+        scratch.reset();
+        if (!which.empty())
+            each_hidden_state(device, scratch, tower, pixels, which, layers, tokens.data(),
+                              [&](const hooked_tokens& h) { at(scratch, h); });
+        progress(done);
+    });
+}
 
 // A source for activation_stream: the tokens [T, layers * d] of every picture, pictures shuffled anew in each epoch.
 // A row is a token at each of the layers, one after the other, from one pass of the tower. The place
@@ -188,13 +237,12 @@ private:
             }
         scratch_.reset();
         float* x = layers_.size() > 1 ? state_.data() : held_.data();
-        tower_.embed(device_, scratch_, pixels_.data(), count, x);
-        std::size_t reached = 0;
-        for (std::size_t l = 0; l < layers_.size(); ++l) {
-            tower_.run(device_, scratch_, x, count, std::exchange(reached, layers_[l]), layers_[l]);
+        std::size_t l = 0;
+        each_hidden_state(device_, scratch_, tower_, pixels_.data(), which, layers_, x, [&](const hooked_tokens&) {
             if (layers_.size() > 1)
                 for (std::size_t r = 0; r < rows; ++r) std::copy_n(x + r * d, d, held_.data() + r * columns() + l * d);
-        }
+            ++l;
+        });
         held_first_ = 0;
         held_count_ = count;
     }

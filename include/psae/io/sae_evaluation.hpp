@@ -14,7 +14,6 @@
 #include <functional>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <psae/attribution/label_purity.hpp>
@@ -54,68 +53,59 @@ struct model_evaluation {
 inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tower, picture_reader& pictures,
                                       std::span<const layer_sae> saes, const evaluation_options& options = {}) {
     const std::size_t T = tower.tokens(), d = tower.width();
-    std::vector<std::size_t> by_layer;
+    std::vector<std::size_t> layers;
     std::vector<reconstruction_sums> sums;
     std::vector<latent_summary_builder> summaries;
     for (const layer_sae& s : saes) {
         require_fit(tower, s.sae);
-        by_layer.push_back(by_layer.size());
+        layers.push_back(s.layer);
         sums.emplace_back(d, s.sae.d_sae);
         if (options.top_images > 0) summaries.emplace_back(s.sae.d_sae, options.top_images);
     }
-    std::stable_sort(by_layer.begin(), by_layer.end(),
-                     [&](std::size_t a, std::size_t b) { return saes[a].layer < saes[b].layer; });
     const auto* classifier = options.classifier;
-    if (classifier != nullptr) require_fit(tower, *classifier, pictures.list(), options.class_of_label);
+    if (classifier != nullptr) {
+        require_fit(tower, *classifier, pictures.list(), options.class_of_label);
+        layers.push_back(tower.layers());  // where the plain model ends
+    }
+    std::sort(layers.begin(), layers.end());
+    layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
 
     model_evaluation result;
     result.saes.resize(saes.size());
     std::vector<std::int64_t> labels;
-    arena<> scratch;
-    std::vector<float> x, x_hat;
-    const auto classify = [&](accuracy_counts& counts, std::vector<float>& tokens, std::size_t count,
-                              std::size_t layer) {
-        const auto logits = logits_of_tokens(device, scratch, tower, *classifier, tokens.data(), count, layer);
-        const std::size_t C = classifier->classes.size();
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::int64_t label = labels[labels.size() - count + i];
+    std::vector<float> replaced;
+    // Of what stands in `replaced`.
+    const auto classify = [&](accuracy_counts& counts, arena<>& scratch, const hooked_tokens& h) {
+        const std::size_t C = classifier->classes.size(), count = h.pictures.size();
+        const auto logits = logits_of_tokens(device, scratch, tower, *classifier, replaced.data(), count, h.layer);
+        for (std::size_t i = 0; i < count; ++i)
             counts.add(std::span(logits).subspan(i * C, C),
-                       label < 0 ? -1 : options.class_of_label[static_cast<std::size_t>(label)]);
-        }
+                       class_of(pictures.list(), h.pictures[i], options.class_of_label));
     };
-    pictures.each_batch(device, 8, [&](const float* pixels, std::span<const std::size_t> which, std::size_t done) {
-        const std::size_t count = which.size();
-        if (count > 0) {
-            for (const std::size_t i : which) {
-                labels.push_back(pictures.list().labels[i]);
-                result.labelled += labels.back() >= 0;
-            }
-            scratch.reset();
-            x.resize(count * T * d);
-            x_hat.resize(x.size());
-            tower.embed(device, scratch, pixels, count, x.data());
-            std::size_t reached = 0;
-            for (const std::size_t s : by_layer) {
-                const layer_sae& l = saes[s];
-                tower.run(device, scratch, x.data(), count, std::exchange(reached, l.layer), l.layer);
-                const std::size_t at_once = std::max<std::size_t>(1, 512 / T);  // dense codes of more take much memory
-                for (std::size_t first = 0; first < count; first += at_once) {
-                    const std::size_t rows = std::min(at_once, count - first) * T;
-                    const float* tokens = x.data() + first * T * d;
-                    float* reconstructed = x_hat.data() + first * T * d;
-                    const auto mark = scratch.position();
-                    const auto z = encode_rows(device, scratch, l.sae, tokens, rows);
-                    decode_rows(device, l.sae, z, tokens, reconstructed);
-                    sums[s].add(tokens, z, reconstructed, T);
-                    if (options.top_images > 0) summaries[s].add(z, T);
-                    scratch.release_to(mark);
-                }
-                if (classifier != nullptr) classify(result.saes[s].accuracy, x_hat, count, l.layer);
-            }
-            if (classifier != nullptr) classify(result.plain, x, count, reached);
+    const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
+        const std::size_t rows = h.pictures.size() * T;
+        replaced.resize(rows * d);
+        for (std::size_t s = 0; s < saes.size(); ++s) {
+            if (saes[s].layer != h.layer) continue;
+            encode_in_batches(device, scratch, saes[s].sae, h.tokens, rows, T, [&](std::size_t r, const auto& z) {
+                const float* tokens = h.tokens + r * d;
+                float* x_hat = replaced.data() + r * d;
+                decode_rows(device, saes[s].sae, z, tokens, x_hat);
+                sums[s].add(tokens, z, x_hat, T);
+                if (options.top_images > 0) summaries[s].add(z, T);
+            });
+            if (classifier != nullptr) classify(result.saes[s].accuracy, scratch, h);
         }
-        options.progress(done);
-    });
+        if (h.layer != layers.back()) return;
+        for (const std::size_t i : h.pictures) {
+            labels.push_back(pictures.list().labels[i]);
+            result.labelled += labels.back() >= 0;
+        }
+        if (classifier == nullptr) return;
+        replaced.assign(h.tokens, h.tokens + rows * d);
+        classify(result.plain, scratch, h);
+    };
+    each_hooked(device, tower, pictures, layers, 8, at, options.progress);
     result.pictures = labels.size();
     for (std::size_t s = 0; s < saes.size(); ++s) {
         result.saes[s].quality = sums[s].result();

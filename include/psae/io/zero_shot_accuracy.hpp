@@ -19,26 +19,9 @@
 #include <vector>
 
 #include <psae/io/image_activations.hpp>
-#include <psae/sae/inference.hpp>
 #include <psae/vit/zero_shot.hpp>
 
 namespace psae {
-
-// x_hat in place of rows x [n, d_in]. psae::error as encode_rows.
-inline void replace_by_reconstruction(const cpu& device, arena<>& scratch, const sae_view& sae, float* x,
-                                      std::size_t n) {
-    constexpr std::size_t most_rows = 512;  // dense codes of more would take much memory
-    for (std::size_t first = 0; first < n; first += most_rows) {
-        const std::size_t count = std::min(most_rows, n - first);
-        float* rows = x + first * sae.d_in;
-        const auto mark = scratch.position();
-        const auto z = encode_rows(device, scratch, sae, rows, count);
-        float* x_hat = scratch.allocate<float>(count * sae.d_in);
-        decode_rows(device, sae, z, rows, x_hat);
-        std::copy_n(x_hat, count * sae.d_in, rows);
-        scratch.release_to(mark);
-    }
-}
 
 // The classes of the `count` largest logits, largest first; of equal ones the first.
 inline std::vector<std::size_t> best_classes(std::span<const float> logits, std::size_t count) {
@@ -77,14 +60,6 @@ inline std::vector<float> logits_of_tokens(const cpu& device, arena<>& scratch, 
     return classifier.logits(embeds, images);
 }
 
-// psae::error if the SAE's d_in is not the tower's width.
-inline void require_fit(const vision_tower& tower, const sae_description& sae) {
-    if (sae.d_in != tower.width())
-        throw error(
-            "SAE and model do not fit", tower.name(),
-            "the SAE takes d_in " + std::to_string(sae.d_in) + ", the tokens have " + std::to_string(tower.width()));
-}
-
 // psae::error if the classifier's embeddings are not of the tower's projection, or class_of_label is not a class or -1
 // for each label of the list.
 inline void require_fit(const vision_tower& tower, const zero_shot_classifier& classifier, const image_list& list,
@@ -93,11 +68,7 @@ inline void require_fit(const vision_tower& tower, const zero_shot_classifier& c
     if (classifier.embeddings.size() != C * tower.projection())
         throw error("class and image embeddings do not fit", tower.name(),
                     "expected " + std::to_string(tower.projection()) + " numbers a class");
-    if (class_of_label.size() != list.class_names.size() ||
-        std::any_of(class_of_label.begin(), class_of_label.end(), [&](auto c) { return c >= std::int32_t(C); }))
-        throw error("classes and labels do not fit", "zero-shot accuracy",
-                    "expected a class below " + std::to_string(C) + ", or -1, for each of " +
-                        std::to_string(list.class_names.size()) + " labels");
+    require_fit(list, class_of_label, C);
 }
 
 struct zero_shot_result {
@@ -125,26 +96,24 @@ inline zero_shot_result zero_shot_accuracy(
     if (sae) require_fit(tower, *sae);
     require_fit(tower, classifier, pictures.list(), class_of_label);
     zero_shot_result result;
-    arena<> scratch;
-    std::vector<float> x, replaced;
-    pictures.each_batch(device, 8, [&](const float* pixels, std::span<const std::size_t> which, std::size_t) {
-        const std::size_t count = which.size();
-        if (count == 0) return;
-        scratch.reset();
-        x.resize(count * T * d);
-        tower.embed(device, scratch, pixels, count, x.data());
-        tower.run(device, scratch, x.data(), count, 0, layer);
+    std::vector<float> replaced;
+    const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
+        const std::size_t count = h.pictures.size(), rows = count * T;
+        const auto logits_of_replaced = [&] {
+            return logits_of_tokens(device, scratch, tower, classifier, replaced.data(), count, layer);
+        };
+        replaced.assign(h.tokens, h.tokens + rows * d);
+        const auto logits = logits_of_replaced();
         std::vector<float> logits_with_sae;
         if (sae) {
-            replaced = x;
-            replace_by_reconstruction(device, scratch, *sae, replaced.data(), count * T);
-            logits_with_sae = logits_of_tokens(device, scratch, tower, classifier, replaced.data(), count, layer);
+            encode_in_batches(device, scratch, *sae, h.tokens, rows, 1, [&](std::size_t r, const auto& z) {
+                decode_rows(device, *sae, z, h.tokens + r * d, replaced.data() + r * d);
+            });
+            logits_with_sae = logits_of_replaced();
         }
-        const auto logits = logits_of_tokens(device, scratch, tower, classifier, x.data(), count, layer);
         for (std::size_t i = 0; i < count; ++i) {
-            const std::int32_t label = pictures.list().labels[which[i]];
-            zero_shot_picture p{which[i],
-                                label < 0 ? -1 : class_of_label[static_cast<std::size_t>(label)],
+            zero_shot_picture p{h.pictures[i],
+                                class_of(pictures.list(), h.pictures[i], class_of_label),
                                 std::span(logits).subspan(i * C, C),
                                 {}};
             result.plain.add(p.logits, p.label);
@@ -155,7 +124,8 @@ inline zero_shot_result zero_shot_accuracy(
             ++result.pictures;
             each(p);
         }
-    });
+    };
+    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, [](std::size_t) {});
     return result;
 }
 

@@ -195,22 +195,31 @@ inline void decode_rows(const cpu& device, const sae_view& sae, const codes_view
     });
 }
 
-// Adds rows x [n, d_in] to the sums: their codes, reconstructions and errors, a few hundred rows at a time. (Dense codes
-// of more would take much memory.) tokens_per_image: as of reconstruction_sums::add. The arena gets back what is taken.
-inline void evaluate_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x, std::size_t n,
-                          reconstruction_sums& sums, std::size_t tokens_per_image = 0) {
-    const std::size_t unit = std::max<std::size_t>(tokens_per_image, 1),
-                      batch = std::max<std::size_t>(1, 256 / unit) * unit;
+// The codes of rows x [n, d_in], a few hundred rows at a time, since dense codes of more take much memory:
+// f(first row, codes). unit: rows that stay together, the tokens of an image. The arena gets back what is taken.
+// psae::error as encode_rows.
+template <class F>
+void encode_in_batches(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x, std::size_t n,
+                       std::size_t unit, F&& f) {
+    const std::size_t batch = std::max<std::size_t>(1, 512 / unit) * unit;
     for (std::size_t first = 0; first < n; first += batch) {
-        const std::size_t count = std::min(batch, n - first);
-        const float* rows = x + first * sae.d_in;
         const auto mark = scratch.position();
-        const auto z = encode_rows(device, scratch, sae, rows, count);
-        float* x_hat = scratch.allocate<float>(count * sae.d_in);
-        decode_rows(device, sae, z, rows, x_hat);
-        sums.add(rows, z, x_hat, tokens_per_image);
+        f(first, encode_rows(device, scratch, sae, x + first * sae.d_in, std::min(batch, n - first)));
         scratch.release_to(mark);
     }
+}
+
+// Adds rows x [n, d_in] to the sums: their codes, reconstructions and errors. tokens_per_image: as of
+// reconstruction_sums::add.
+inline void evaluate_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x, std::size_t n,
+                          reconstruction_sums& sums, std::size_t tokens_per_image = 0) {
+    encode_in_batches(device, scratch, sae, x, n, std::max<std::size_t>(tokens_per_image, 1),
+                      [&](std::size_t first, const codes_view<float>& z) {
+                          const float* rows = x + first * sae.d_in;
+                          float* x_hat = scratch.allocate<float>(z.tokens * sae.d_in);
+                          decode_rows(device, sae, z, rows, x_hat);
+                          sums.add(rows, z, x_hat, tokens_per_image);
+                      });
 }
 
 // How well an SAE explains rows x [n, d_in] it may never have seen.

@@ -25,7 +25,7 @@ namespace psae {
 
 struct zero_shot_classifier {
     std::vector<std::string> classes;
-    std::vector<float> embeddings;  // [classes, projection], of unit length
+    std::vector<float> embeddings;  // [classes, projection], of unit length unless made otherwise
     float scale = 1;                // of cosines to logits
 
     // [images, classes]: scale times the cosines. image_embeds: [images, projection], of unit length.
@@ -60,11 +60,13 @@ inline std::string fill_template(std::string_view pattern, std::string_view name
     return text += pattern.substr(at);
 }
 
-// The embedding of a class is the mean over all templates of their embeddings of unit length, scaled to unit length.
-// progress(classes done) is called now and then; what it throws ends the work.
+// The embedding of a class is the mean over all templates of their embeddings of unit length, scaled to unit length
+// unless `unit_mean` is false (as PatchSAE leaves it). progress(classes done) is called now and then; what it throws ends
+// the work.
 inline zero_shot_classifier make_zero_shot_classifier(
     const cpu& device, const clip_text_model& model, const std::vector<std::string>& classes,
-    const std::vector<std::string>& templates, const std::function<void(std::size_t)>& progress = [](std::size_t) {}) {
+    const std::vector<std::string>& templates, const std::function<void(std::size_t)>& progress = [](std::size_t) {},
+    bool unit_mean = true) {
     if (classes.empty() || templates.empty())
         throw error("zero-shot classification has no texts", "", "expected at least one class and one template");
     const std::size_t p = model.tower->projection(), P = templates.size(), at_once = std::max<std::size_t>(1, 512 / P);
@@ -85,8 +87,9 @@ inline zero_shot_classifier make_zero_shot_classifier(
             if (!(squares > 0))
                 throw error("class has no direction", "class " + classes[first + c],
                             "its templates' embeddings cancel out");
+            const double length = unit_mean ? std::sqrt(squares) : double(P);
             for (std::size_t k = 0; k < p; ++k)
-                out.embeddings[(first + c) * p + k] = static_cast<float>(mean[k] / std::sqrt(squares));
+                out.embeddings[(first + c) * p + k] = static_cast<float>(mean[k] / length);
         }
     }
     progress(classes.size());
