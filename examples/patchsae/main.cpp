@@ -18,7 +18,9 @@ int main(int argc, char** argv) {
     patchsae::add_evaluate(app);
     patchsae::add_latents(app);
     patchsae::add_mask(app);
+    patchsae::add_classes(app);
     patchsae::add_classify(app);
+    patchsae::add_intervene(app);
     patchsae::add_report(app);
     patchsae::check_counts(app);
     const auto fail = [](int code, const std::string& text) {

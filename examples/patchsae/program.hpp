@@ -178,7 +178,9 @@ void add_encode(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_latents(CLI::App& app);
 void add_mask(CLI::App& app);
+void add_classes(CLI::App& app);
 void add_classify(CLI::App& app);
+void add_intervene(CLI::App& app);
 void add_report(CLI::App& app);
 
 }  // namespace patchsae

@@ -16,9 +16,13 @@ struct zero_shot_task {
     psae::zero_shot_classifier classifier;
 };
 
+// The classes of --classes, or the labels of the list, and which of them each of `labels` means.
+psae::named_classes name_classes(const zero_shot_options& options, const image_options& images,
+                                 const psae::image_list& list, const std::vector<std::string>& labels);
+
 // Reads the classes of --classes, or takes the labels of the pictures, and embeds them. Labels that mean no class are
-// reported on stderr.
+// reported on stderr. unit_mean: as of psae::make_zero_shot_classifier.
 zero_shot_task make_zero_shot_task(const zero_shot_options& options, const image_options& images,
-                                   const psae::image_list& list, const psae::cpu& device);
+                                   const psae::image_list& list, const psae::cpu& device, bool unit_mean = true);
 
 }  // namespace patchsae

@@ -1,0 +1,44 @@
+#include "class_latents.hpp"
+
+namespace patchsae {
+
+void class_latent_options::add_to(CLI::App& app) {
+    app.add_option("--tau", tau, "activation above which a latent counts")->check(not_negative());
+    app.add_option("--count", count,
+                   "what is counted: images by their mean activation over all tokens, images by their largest "
+                   "(images_max), or tokens, as PatchSAE's code does")
+        ->check(
+            CLI::IsMember(std::vector<std::string>(psae::class_count_names.begin(), psae::class_count_names.end())));
+}
+
+psae::class_count class_latent_options::what() const {
+    return static_cast<psae::class_count>(
+        std::find(psae::class_count_names.begin(), psae::class_count_names.end(), count) -
+        psae::class_count_names.begin());
+}
+
+psae::class_latent_counts count_class_latents(const class_latent_options& options, const image_options& images,
+                                              const psae::image_list& list,
+                                              std::span<const std::int32_t> class_of_label, std::size_t classes,
+                                              const psae::vision_tower& tower, const psae::sae_weights& sae,
+                                              const psae::cpu& device, std::size_t& skipped) {
+    const auto labelled = psae::with_class(list, class_of_label);
+    if (labelled.files.empty())
+        throw psae::error("no picture has a class", images.images.front(), "",
+                          "classes are the sub-folders, or the column label of a table");
+    auto pictures = read_pictures(labelled, images, psae::read_preprocessing(images.model, tower.image_size()));
+    psae::class_latent_counter counter(classes, sae.d_sae, options.what(), options.tau);
+    progress bar("pictures", labelled.files.size());
+    psae::count_class_latents(device, tower, pictures, class_of_label, sae, tower.hidden_index(images.layer), counter,
+                              [&](std::size_t done) {
+                                  stop_if_interrupted();
+                                  bar.show(done);
+                              });
+    skipped = pictures.unreadable();
+    if (skipped == labelled.files.size())
+        throw psae::error("no picture could be read", images.images.front(),
+                          std::to_string(labelled.files.size()) + " were tried");
+    return std::move(counter).counts();
+}
+
+}  // namespace patchsae

@@ -1,0 +1,24 @@
+#pragma once
+// Counting a class's latents on pictures, for the subcommands that need them.
+
+#include <psae/io/class_latents_file.hpp>
+
+#include "program.hpp"
+
+namespace patchsae {
+
+struct class_latent_options {
+    double tau = 0.2;
+    std::string count{psae::class_count_names[0]};
+    void add_to(CLI::App& app);
+    psae::class_count what() const;
+};
+
+// The counts on those pictures of the list that have a class. psae::error if there are none.
+psae::class_latent_counts count_class_latents(const class_latent_options& options, const image_options& images,
+                                              const psae::image_list& list,
+                                              std::span<const std::int32_t> class_of_label, std::size_t classes,
+                                              const psae::vision_tower& tower, const psae::sae_weights& sae,
+                                              const psae::cpu& device, std::size_t& skipped);
+
+}  // namespace patchsae
