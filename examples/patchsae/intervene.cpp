@@ -352,6 +352,14 @@ void run(state& s, const CLI::App& sub) {
             std::size_t skipped = 0;
             counts = count_class_latents(s.counting, training, train_list, of_label, e.classes.size(), *tower, sae,
                                          device, skipped);
+            const std::set<std::filesystem::path> chosen_on(train_list.files.begin(), train_list.files.end());
+            if (const auto both = std::count_if(labelled.files.begin(), labelled.files.end(),
+                                                [&](const auto& file) { return chosen_on.contains(file); });
+                both > 0)
+                report_line(
+                    fmt::format("patchsae: {} of the pictures are among those that chose the latents: accuracies "
+                                "are not of unseen pictures",
+                                both));
         } else {
             counts = read_counts(s, list, e.classes.size(), sae);
         }
@@ -370,7 +378,6 @@ void run(state& s, const CLI::App& sub) {
     {
         progress bar("pictures", labelled.files.size());
         psae::intervention_options options{.rankings = rankings, .by_label = s.by == "label"};
-        if (s.as_reference) options.added_constant = psae::patchsae_added_constant;
         options.progress = [&](std::size_t done) {
             stop_if_interrupted();
             bar.show(done);
@@ -447,9 +454,8 @@ void add_intervene(CLI::App& app) {
     sub->add_option("--set", s->set, "LATENT=VALUE: an intervention that sets latents on every token; repeatable")
         ->default_str("");
     sub->add_flag("--as-reference", s->as_reference,
-                  "as PatchSAE's code does it, mistakes included: text means not scaled, 0.105131256516992 added to "
-                  "every element; beats the other options with --by label, --count tokens, --error-term without, "
-                  "--random 0");
+                  "as PatchSAE's code does it: class embeddings not scaled to unit length, --by label, --count tokens, "
+                  "--error-term without, --random 0, whatever else is given");
     sub->add_option("--out", s->out, "directory to write")->required();
     sub->callback([s, sub] {
         if (s->counts_pictures() && !s->class_latents.empty())

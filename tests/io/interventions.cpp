@@ -2,7 +2,7 @@
 // no case; class-level latents of pictures and their file.
 #include <catch2/catch.hpp>
 
-#include <optional>
+#include <numeric>
 
 #include <psae/io/class_latents_file.hpp>
 #include <psae/io/interventions.hpp>
@@ -41,8 +41,9 @@ struct experiment {
         count_class_latents(device, *tower, pictures, of_label, sae, layer, counter);
         return std::move(counter).counts();
     }
-    intervention_results run(std::span<const intervention> list, const intervention_options& options) {
-        return run_interventions(device, *tower, classifier, pictures, of_label, layer, sae, list, options);
+    intervention_results run(std::span<const intervention> list, const intervention_options& options,
+                             std::span<const std::int32_t> labels = of_label) {
+        return run_interventions(device, *tower, classifier, pictures, labels, layer, sae, list, options);
     }
 };
 
@@ -67,8 +68,8 @@ TEST_CASE("counts, logits, predictions and accuracies of classes equal the refer
     CHECK(counts.count == values<std::uint32_t>(read_npz(pipeline / "masking.npz", "cls_sae_cnt")));
     const auto list = golden_conditions();
     const latent_ranking rankings[] = {rank_latents(counts, 16)};
+    // (The reference also adds a constant to all elements of the tokens. Every layer norm takes it off again.)
     intervention_options options{.rankings = rankings, .by_label = kind != "by_prediction"};
-    if (kind == "reference") options.added_constant = patchsae_added_constant;
     const std::size_t n = list.size() + 1;
     std::vector<float> logits(n * images * C);
     std::vector<std::int64_t> predictions(n * images);
@@ -106,6 +107,9 @@ TEST_CASE("counts, logits, predictions and accuracies of classes equal the refer
 }
 
 TEST_CASE("every kind of intervention equals dense codes that are edited and decoded by plain loops") {
+    // Labels that are one off, so that the predicted class is another than the label's.
+    const std::vector<std::int32_t> labels{1, 2, 3, 0};
+    const bool by_label = GENERATE(false, true);
     experiment e;
     const auto counts = e.counts(class_count::images);
     const std::vector<latent_ranking> rankings{rank_latents(counts, 10), random_ranking(counts, 12, 5)};
@@ -121,20 +125,22 @@ TEST_CASE("every kind of intervention equals dense codes that are edited and dec
                                    {.what = action::keep, .error_term = true}};
     const auto x = pipeline_array("codes.npz", "tap"), z = pipeline_array("codes.npz", "codes"),
                x_hat = pipeline_array("codes.npz", "x_hat");
-    std::vector<float> expected(list.size() * images * C), found(expected.size()), plain(images * C);
-    std::size_t random_lost = 0;
-    const auto result =
-        e.run(list, {.rankings = rankings, .each = [&](const intervened_picture& p) {
-                         const std::size_t row = golden_row(p.index);
-                         std::copy(p.plain.begin(), p.plain.end(), plain.data() + row * C);
-                         for (std::size_t v = 0; v < list.size(); ++v)
-                             std::copy_n(p.logits.data() + v * C, C, found.data() + (v * images + row) * C);
-                     }});
+    std::vector<float> found(list.size() * images * C), plain(images * C);
+    intervention_options options{.rankings = rankings, .by_label = by_label};
+    options.each = [&](const intervened_picture& p) {
+        const std::size_t row = golden_row(p.index);
+        std::copy(p.plain.begin(), p.plain.end(), plain.data() + row * C);
+        for (std::size_t v = 0; v < list.size(); ++v)
+            std::copy_n(p.logits.data() + v * C, C, found.data() + (v * images + row) * C);
+    };
+    const auto result = e.run(list, options, labels);
     arena<> scratch;
     for (std::size_t v = 0; v < list.size(); ++v) {
         std::vector<float> tokens(images * T * d);
         for (std::size_t row = 0; row < images; ++row) {
-            const std::size_t predicted = best_classes(std::span<const float>(plain).subspan(row * C, C), 1)[0];
+            const std::size_t of = by_label ? std::size_t(labels[row % 4])
+                                            : best_classes(std::span<const float>(plain).subspan(row * C, C), 1)[0];
+            CHECK((of == row % 4) == !by_label);
             for (std::size_t t = row * T; t < (row + 1) * T; ++t) {
                 std::vector<double> sum(e.sae.b_dec.begin(), e.sae.b_dec.end());
                 for (std::size_t f = 0; f < F; ++f) {
@@ -143,7 +149,7 @@ TEST_CASE("every kind of intervention equals dense codes that are edited and dec
                         for (const auto& [latent, value] : values)
                             if (latent == f) code = double(value);
                     } else {
-                        const auto own = rankings[list[v].ranking].of_class(predicted);
+                        const auto own = rankings[list[v].ranking].of_class(of);
                         const auto end = list[v].k == intervention::all ? own.end() : own.begin() + long(list[v].k);
                         const bool among = list[v].k == intervention::all || std::find(own.begin(), end, f) != end;
                         if (among != (list[v].what == action::keep)) code = 0;
@@ -157,21 +163,33 @@ TEST_CASE("every kind of intervention equals dense codes that are edited and dec
             }
         }
         const auto logits = logits_of_tokens(e.device, scratch, *e.tower, e.classifier, tokens.data(), images, e.layer);
-        std::copy(logits.begin(), logits.end(), expected.data() + v * images * C);
         INFO("intervention " << v);
         CHECK(relative_difference(std::span<const float>(found).subspan(v * images * C, images * C), logits) < 5e-5);
-        random_lost += list[v].ranking == 1 ? result.interventions[v].lost : 0;
     }
     // Keeping everything and what the SAE leaves over is the plain model; keeping all is its reconstruction.
     CHECK(relative_difference(std::span<const float>(found).last(images * C), plain) < 5e-5);
     const auto reconstructed = e.classifier.logits(pipeline_array("codes.npz", "image_embeds_with_sae"), images);
     CHECK(relative_difference(std::span<const float>(found).first(images * C), reconstructed) < 5e-5);
     CHECK(result.interventions.back().lost + result.interventions.back().gained == 0);
+    // The plain model is right on no picture, if labels are one off.
+    for (const auto& own : result.interventions) CHECK(own.gained == own.accuracy.best);
+    CHECK(result.interventions[1].gained > 0);
 
-    // In other company, other batches: an intervention does not depend on the others.
-    const std::vector<intervention> alone{list[4]};
-    const auto again = e.run(alone, {.rankings = rankings});
-    CHECK(again.interventions[0].accuracy.best == result.interventions[4].accuracy.best);
+    // An intervention on a picture depends neither on the others nor on the other pictures.
+    std::vector<std::size_t> first(21);
+    std::iota(first.begin(), first.end(), std::size_t{0});
+    picture_reader some(select(e.pictures.list(), first), read_preprocessing(pipeline / "model", 32), alpha_mode::white,
+                        [](const error& failure) { throw failure; });
+    std::size_t seen = 0;
+    options.each = [&](const intervened_picture& p) {
+        INFO("picture " << p.index);
+        CHECK(p.index == seen++);
+        CHECK(relative_difference(
+                  p.logits, std::span<const float>(found).subspan((4 * images + golden_row(p.index)) * C, C)) < 5e-5);
+    };
+    run_interventions(e.device, *e.tower, e.classifier, some, labels, e.layer, e.sae, std::span(list).subspan(4, 1),
+                      options);
+    CHECK(seen == 21);
 }
 
 TEST_CASE("interventions refuse what does not fit") {

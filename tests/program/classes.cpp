@@ -97,7 +97,9 @@ TEST_CASE("intervene: the accuracies of the reference, with its mistakes and wit
     if (kind == "reference") more.insert(more.end(), {"--as-reference", "--train-images", pipeline / "images"});
     else more.insert(more.end(), {"--class-latents", work / "counts" / "class_latents.npz"});
     if (kind == "corrected") more.insert(more.end(), {"--by", "label"});
-    const auto json = run_well(work.command("intervene", more)).json();
+    const auto r = run_well(work.command("intervene", more));
+    CHECK(contains(r.err, "24 of the pictures are among those that chose the latents") == (kind == "reference"));
+    const auto json = r.json();
     CHECK(json["images"].GetUint64() == 24);
     CHECK(json["accuracy"].GetDouble() == 1);
     CHECK(json["layer"].GetUint64() == 3);
@@ -170,6 +172,7 @@ TEST_CASE("intervene: a split for training, latents that are set, pictures witho
         return more;
     };
     const auto r = run_well(arguments({"--split", "test", "--train-split", "train", "--random", "1", "--json"}));
+    CHECK(r.err.empty());
     CHECK(r.json()["images"].GetUint64() == 11);
     CHECK(r.json()["without_class"].GetUint64() == 1);
     // The numbers of the paper up to d_sae 96, and all.

@@ -2,11 +2,14 @@
 // Class-level latents of pictures, and on disk: class_latents.npz, which is read again, and class_latents.csv, for
 // people.
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>

@@ -41,9 +41,6 @@ struct intervention {
     bool error_term = false;
 };
 
-// What PatchSAE's code adds to every element of the tokens with an intervention. A mistake; for comparisons with it.
-inline constexpr double patchsae_added_constant = 0.105131256516992;
-
 struct intervened_picture {
     std::size_t index;                // in the list
     std::int32_t label;               // its class
@@ -56,7 +53,6 @@ struct intervention_options {
     // A picture's class, of which the latents are, is the one the plain model predicts. By its label, as PatchSAE has
     // it, the right answer is put into what is measured.
     bool by_label = false;
-    double added_constant = 0;
     std::function<void(std::size_t)> progress = [](std::size_t) {};  // as each_hooked
     std::function<void(const intervened_picture&)> each = [](const intervened_picture&) {};
 };
@@ -158,8 +154,6 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
                     scratch.release_to(mark);
                     if (v.error_term)
                         for (std::size_t j = 0; j < T * d; ++j) tokens[j] += unexplained[i * T * d + j];
-                    if (options.added_constant != 0)
-                        for (std::size_t j = 0; j < T * d; ++j) tokens[j] += static_cast<float>(options.added_constant);
                     if (++filled == at_once) flush();
                 }
                 for (std::size_t r = 0; r < rankings; ++r)
