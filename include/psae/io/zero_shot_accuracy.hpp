@@ -77,8 +77,9 @@ inline std::vector<float> logits_of_tokens(const cpu& device, arena<>& scratch, 
     return classifier.logits(embeds, images);
 }
 
-// psae::error if the SAE's d_in is not the tower's width.
+// psae::error if the SAE's d_in is not the tower's width, or it is a transcoder.
 inline void require_fit(const vision_tower& tower, const sae_description& sae) {
+    require_reconstruction(sae, tower.name());
     if (sae.d_in != tower.width())
         throw error(
             "SAE and model do not fit", tower.name(),
