@@ -3,7 +3,6 @@
 // allocated: known types, shapes that match byte ranges, ranges that tile the data without hole or overlap.
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -63,16 +62,7 @@ public:
     template <class T = float>
     std::vector<T> read(std::string_view name, const std::vector<std::size_t>& shape) const {
         const tensor_entry& e = at(name);
-        const std::string where = path_ + ", tensor " + e.name;
-        if (e.shape != shape)
-            throw error("tensor has another shape", where,
-                        "expected " + shape_text(shape) + ", found " + shape_text(e.shape));
-        auto values = convert_elements<T>(e.type, data(e), e.bytes / size_of(e.type), where);
-        if constexpr (std::is_floating_point_v<T>)
-            for (std::size_t i = 0; i < values.size(); ++i)
-                if (!std::isfinite(values[i]))
-                    throw error("tensor holds a value that is not finite", where + ", element " + std::to_string(i));
-        return values;
+        return read_elements<T>(e.type, data(e), e.shape, shape, path_ + ", tensor " + e.name);
     }
 
 private:
