@@ -160,4 +160,16 @@ std::vector<T> read_elements(element_type t, const std::byte* data, const std::v
     return values;
 }
 
+// One tensor to be written.
+struct tensor_to_write {
+    std::string name;
+    element_type type;
+    std::vector<std::size_t> shape;
+    const void* data;
+};
+template <class T>
+tensor_to_write to_write(std::string name, std::vector<std::size_t> shape, const T* data) {
+    return {std::move(name), element_type_of<T>(), std::move(shape), data};
+}
+
 }  // namespace psae

@@ -7,9 +7,13 @@
 //   const std::vector<float> W_enc = file.read("state_dict.W_enc", {768, 49152});
 //   const std::int64_t layer = file.root().at("cfg").at("block_layer").integer();
 //
+//   write_torch("sae.pt", torch_value::dict{{"cfg", torch_value::dict{{"d_in", 768}}},
+//                                           {"state_dict", torch_value::state_dict({to_write("b_dec", {768}, b_dec)})}});
+//
 // The storages are torch's: little-endian elements, of which a tensor is a view by offset, shape and strides.
 
-#include <array>
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -19,8 +23,10 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <unordered_set>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <psae/io/element_type.hpp>
@@ -300,8 +306,11 @@ private:
             at += p.bytes();
             return p;
         };
-        const pickle magic = next();
-        if (!magic.root().is(pickle_kind::big_integer) || magic.root().text() != "119547037146038801333356")
+        // Looked for first, so that a plain pickle is not refused for what else it holds.
+        static constexpr std::string_view magic = "\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
+        const std::string_view start(reinterpret_cast<const char*>(bytes.data()),
+                                     std::min<std::size_t>(bytes.size(), 32));
+        if (start.find(magic) == start.npos || !next().root().is(pickle_kind::big_integer))
             throw error("not a torch file", path_, "expected the magic number of torch.save",
                         "a plain pickle is not supported");
         if (const pickle version = next(); version.root().integer() != 1001)
@@ -374,5 +383,138 @@ private:
     std::vector<torch_tensor> tensors_, entries_;
     std::map<std::string, std::size_t, std::less<>> index_;
 };
+
+// A value to be written: None, a truth value, a number, a string, a tensor or a dict of values.
+class torch_value {
+public:
+    using dict = std::vector<std::pair<std::string, torch_value>>;
+
+    torch_value() = default;  // None
+    torch_value(const char* text) : value_(std::string(text)) {}
+    torch_value(std::string text) : value_(std::move(text)) {}
+    torch_value(tensor_to_write t) : value_(std::move(t)) {}
+    torch_value(dict entries) : value_(std::move(entries)) {}
+    template <class T>
+    requires std::is_arithmetic_v<T> torch_value(T x) {
+        if constexpr (std::is_same_v<T, bool>) value_ = x;
+        else if constexpr (std::is_floating_point_v<T>) value_ = static_cast<double>(x);
+        else value_ = static_cast<std::int64_t>(x);
+    }
+    // A state dict: tensors under their names.
+    static torch_value state_dict(const std::vector<tensor_to_write>& tensors) {
+        dict entries;
+        for (const auto& t : tensors) entries.emplace_back(t.name, t);
+        return entries;
+    }
+
+    const auto& get() const { return value_; }
+
+private:
+    std::variant<std::monostate, bool, std::int64_t, double, std::string, tensor_to_write, dict> value_;
+};
+
+namespace detail {
+
+// Protocol 2, as torch.save writes it; the tensors are collected in the order of their storages.
+class torch_pickler {
+public:
+    explicit torch_pickler(std::string where) : where_(std::move(where)) {}
+
+    std::string text = std::string("\x80\2", 2);
+    std::vector<tensor_to_write> tensors;
+
+    void add(const torch_value& v, const std::string& name) {
+        std::visit([&](const auto& x) { add_one(x, name); }, v.get());
+    }
+
+private:
+    template <class T>
+    void put(T x) {
+        text.append(reinterpret_cast<const char*>(&x), sizeof x);
+    }
+    void add_one(std::monostate, const std::string&) { text += 'N'; }
+    void add_one(bool x, const std::string&) { text += x ? '\x88' : '\x89'; }
+    void add_one(std::int64_t x, const std::string&) { add_integer(x); }
+    void add_one(double x, const std::string&) {
+        text += 'G';  // big-endian
+        put(__builtin_bswap64(std::bit_cast<std::uint64_t>(x)));
+    }
+    void add_one(const std::string& x, const std::string& name) {
+        if (!is_utf8(x) || x.size() > 0xffffffffu)
+            throw error("string is not UTF-8, or too long", where_ + ", " + name);
+        text += 'X';
+        put(static_cast<std::uint32_t>(x.size()));
+        text += x;
+    }
+    void add_one(const torch_value::dict& entries, const std::string& name) {
+        text += "}(";
+        std::unordered_set<std::string_view> keys;
+        for (const auto& [key, value] : entries) {
+            const std::string inner = name.empty() ? key : name + "." + key;
+            if (!keys.insert(key).second) throw error("tensor name is taken", where_ + ", " + inner);
+            add_one(key, inner);
+            add(value, inner);
+        }
+        text += 'u';
+    }
+    void add_one(const tensor_to_write& t, const std::string& name) {
+        const auto* known = std::find_if(std::begin(torch_storage_types), std::end(torch_storage_types),
+                                         [&](const auto& s) { return s.type == t.type; });
+        const std::string where = where_ + ", tensor " + name;
+        if (known == std::end(torch_storage_types)) throw error("torch has no storage of this element type", where);
+        const auto count = checked_product(t.shape);
+        if (!count || !checked_product({*count}, size_of(t.type)))
+            throw error("tensor is too large", where, "shape " + shape_text(t.shape));
+        std::vector<std::size_t> strides(t.shape.size(), 1);
+        for (std::size_t axis = t.shape.size(); axis-- > 1;)
+            strides[axis - 1] = strides[axis] * std::max<std::size_t>(t.shape[axis], 1);
+        text += "ctorch._utils\n_rebuild_tensor_v2\n((";
+        add_one(std::string("storage"), name);
+        text += "ctorch\n" + std::string(known->name).substr(6) + "\n";
+        add_one(std::to_string(tensors.size()), name);
+        add_one(std::string("cpu"), name);
+        add_integer(static_cast<std::int64_t>(*count));
+        text += "tQK";
+        text += '\0';
+        for (const auto& extents : {t.shape, strides}) {
+            text += '(';
+            for (const std::size_t e : extents) add_integer(static_cast<std::int64_t>(e));
+            text += 't';
+        }
+        text +=
+            "\x89"
+            "ccollections\nOrderedDict\n)RtR";
+        tensors.push_back(t);
+    }
+    void add_integer(std::int64_t x) {
+        if (std::in_range<std::int32_t>(x)) {
+            text += 'J';
+            put(static_cast<std::int32_t>(x));
+        } else {
+            text += "\x8a\x08";
+            put(x);
+        }
+    }
+
+    std::string where_;
+};
+
+}  // namespace detail
+
+// Writes a value as torch.save does; torch.load(path, weights_only=True) reads it. head: bytes of the file before the
+// archive. The file appears whole or not at all. psae::error if a key appears twice or a text is not UTF-8.
+inline void write_torch(const std::filesystem::path& path, const torch_value& value, const std::string& head = {}) {
+    detail::torch_pickler pickler(path.string());
+    pickler.add(value, "");
+    zip_writer zip(path, false, head);
+    zip.add("archive/data.pkl", pickler.text + ".", nullptr, 0);
+    zip.add("archive/byteorder", "little", nullptr, 0);
+    for (std::size_t i = 0; i < pickler.tensors.size(); ++i) {
+        const tensor_to_write& t = pickler.tensors[i];
+        zip.add("archive/data/" + std::to_string(i), "", t.data, *checked_product(t.shape, size_of(t.type)));
+    }
+    zip.add("archive/version", "3\n", nullptr, 0);
+    zip.close();
+}
 
 }  // namespace psae

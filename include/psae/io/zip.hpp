@@ -210,8 +210,11 @@ private:
 // Writes entries one after the other, stored or deflated, always with zip64 sizes. The file appears on close().
 class zip_writer {
 public:
-    explicit zip_writer(const std::filesystem::path& path, bool deflated = false)
-        : file_(path), path_(path.string()), deflated_(deflated) {}
+    // head: bytes of the file before the archive, which counts its own from there.
+    explicit zip_writer(const std::filesystem::path& path, bool deflated = false, const std::string& head = {})
+        : file_(path), path_(path.string()), deflated_(deflated), start_(head.size()) {
+        file_.write(head);
+    }
 
     // An entry that holds `head` and then `bytes` bytes at `data`.
     void add(const std::string& name, const std::string& head, const void* data, std::size_t bytes) {
@@ -221,7 +224,7 @@ public:
         auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(head.data()), head.size());
         if (bytes > 0)
             crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);  // (for a null pointer zlib restarts at 0)
-        const std::uint64_t size = head.size() + bytes, local = file_.position();
+        const std::uint64_t size = head.size() + bytes, local = file_.position() - start_;
         std::string h;
         put<std::uint32_t>(h, 0x04034b50u);
         put<std::uint16_t>(h, 45);
@@ -232,7 +235,7 @@ public:
         std::uint64_t compressed = size;
         if (deflated_) {
             compressed = deflate(head, data, bytes);
-            file_.overwrite(local + 30 + name.size() + 12, &compressed, 8);  // known only now
+            file_.overwrite(start_ + local + 30 + name.size() + 12, &compressed, 8);  // known only now
         } else {
             file_.write(head);
             if (bytes > 0) file_.write(data, bytes);
@@ -252,7 +255,7 @@ public:
         ++count_;
     }
     void close() {
-        const std::uint64_t at = file_.position(), bytes = directory_.size();
+        const std::uint64_t at = file_.position() - start_, bytes = directory_.size();
         std::string tail = directory_;
         put<std::uint32_t>(tail, 0x06064b50u);
         put<std::uint64_t>(tail, 44);
@@ -339,7 +342,7 @@ private:
     bool deflated_;
     std::set<std::string> names_;
     std::string directory_;
-    std::uint64_t count_ = 0;
+    std::uint64_t start_, count_ = 0;
 };
 
 }  // namespace psae
