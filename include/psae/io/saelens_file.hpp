@@ -3,8 +3,8 @@
 // jumprelu: threshold; gated: r_mag, b_mag, and b_gate for b_enc; skip transcoders: W_skip [d_out, d_in]) and cfg.json. It
 // is also what training runs write.
 
-#include <psae/io/safetensors.hpp>
 #include <psae/io/sae_format.hpp>
+#include <psae/io/safetensors.hpp>
 
 namespace psae::detail {
 
@@ -62,10 +62,9 @@ struct saelens_format {
         std::filesystem::create_directories(directory);
         {
             const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
-            std::vector tensors{to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()),
-                                to_write(encoder_bias_name(s), {s.d_sae}, s.b_enc),
-                                to_write("W_dec", {s.d_sae, s.outputs()}, s.W_dec),
-                                to_write("b_dec", {s.outputs()}, s.b_dec)};
+            std::vector tensors{
+                to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()), to_write(encoder_bias_name(s), {s.d_sae}, s.b_enc),
+                to_write("W_dec", {s.d_sae, s.outputs()}, s.W_dec), to_write("b_dec", {s.outputs()}, s.b_dec)};
             if (s.architecture == "jumprelu") tensors.push_back(to_write("threshold", {s.d_sae}, s.threshold.data()));
             if (s.architecture == "gated") {
                 tensors.push_back(to_write("r_mag", {s.d_sae}, s.r_mag.data()));
@@ -114,9 +113,10 @@ private:
             s.k = sae_extent(*arguments, "k", where);
             require_k(s, where);
         } else if (base != "standard" && base != "jumprelu" && base != "gated") {
-            refuse_sae(where, "architecture", architecture,
-                       "standard, topk, jumprelu, gated, batchtopk, transcoder, skip_transcoder, jumprelu_transcoder or "
-                       "jumprelu_skip_transcoder");
+            refuse_sae(
+                where, "architecture", architecture,
+                "standard, topk, jumprelu, gated, batchtopk, transcoder, skip_transcoder, jumprelu_transcoder or "
+                "jumprelu_skip_transcoder");
         } else if (activation != "relu") {
             refuse_sae(where, "activation_fn_str", activation, "relu or topk");
         }
@@ -156,8 +156,7 @@ private:
         for (const auto& [name, behind] :
              {std::pair<std::string_view, long>{".hook_resid_pre", 0}, {".hook_resid_post", 1}})
             if (hook.ends_with(name) && hook.size() >= block.size() + name.size())
-                if (const auto i =
-                        whole_number(hook.substr(block.size(), hook.size() - block.size() - name.size())))
+                if (const auto i = whole_number(hook.substr(block.size(), hook.size() - block.size() - name.size())))
                     return *i + behind;
         return std::nullopt;
     }

@@ -3,8 +3,8 @@
 // b_dec, W_skip [d_in, d_in] where there is a skip connection) and cfg.json. Its SAEs are top-k of ReLU and centred; its
 // transcoders are as wide at both ends and not centred.
 
-#include <psae/io/safetensors.hpp>
 #include <psae/io/sae_format.hpp>
+#include <psae/io/safetensors.hpp>
 
 namespace psae::detail {
 
@@ -54,8 +54,8 @@ struct sparsify_format {
         can.require(s.outputs() == s.d_in, "d_out " + std::to_string(s.outputs()), "d_in " + std::to_string(s.d_in));
         std::filesystem::create_directories(directory);
         std::vector tensors{to_write("encoder.weight", {s.d_sae, s.d_in}, s.W_enc),
-                            to_write("encoder.bias", {s.d_sae}, s.b_enc),
-                            to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec), to_write("b_dec", {s.d_in}, s.b_dec)};
+                            to_write("encoder.bias", {s.d_sae}, s.b_enc), to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec),
+                            to_write("b_dec", {s.d_in}, s.b_dec)};
         if (!s.W_skip.empty()) tensors.push_back(to_write("W_skip", {s.d_in, s.d_in}, s.W_skip.data()));
         write_safetensors(directory / "sae.safetensors", tensors);
         rapidjson::Document json(rapidjson::kObjectType);

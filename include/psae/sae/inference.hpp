@@ -41,8 +41,8 @@ struct sae_origin {
 struct sae_description {
     std::string architecture = "standard";
     std::size_t d_in = 0, d_sae = 0;
-    std::size_t k = 0;          // of topk; of jumprelu the mean number of active latents that batch top-k aimed at, or 0
-    std::size_t d_out = 0;      // of a transcoder, which does not give its input back; 0: an SAE
+    std::size_t k = 0;      // of topk; of jumprelu the mean number of active latents that batch top-k aimed at, or 0
+    std::size_t d_out = 0;  // of a transcoder, which does not give its input back; 0: an SAE
     bool centred_input = true;  // b_dec is taken off the input before it is encoded
     input_scaling scaling = input_scaling::none;
     // Of an SAE in training: tokens are multiplied by it before they are encoded, reconstructions divided. (write_sae
@@ -121,6 +121,21 @@ inline void fold_decoder_norms(sae_weights& sae, const std::string& where = {}) 
         sae.b_enc[f] *= norm;
     }
     sae.rescaled = false;
+}
+
+// Makes of an SAE one that centres its input or does not, with the same codes up to rounding: (x - b_dec) W_enc + b_enc =
+// x W_enc + (b_enc - b_dec W_enc).
+inline void fold_centring(sae_weights& sae, bool centred) {
+    if (sae.centred_input == centred || sae.is_transcoder()) return;
+    for (std::size_t f = 0; f < sae.d_sae; ++f) {
+        double shift = 0;
+        for (std::size_t c = 0; c < sae.d_in; ++c) shift += double(sae.b_dec[c]) * double(sae.W_enc[f * sae.d_in + c]);
+        if (!centred) shift = -shift;
+        sae.b_enc[f] = static_cast<float>(double(sae.b_enc[f]) + shift);
+        if (sae.architecture == "gated")
+            sae.b_mag[f] = static_cast<float>(double(sae.b_mag[f]) + std::exp(double(sae.r_mag[f])) * shift);
+    }
+    sae.centred_input = centred;
 }
 
 // Gives a variant in training the weights of a trained SAE. psae::error if the SAE has another size, treats its input
@@ -255,7 +270,8 @@ inline void decode_rows(const cpu& device, const sae_view& sae, const codes_view
     if (sae.scales_tokens())
         device.parallel_for(z.tokens, [&](std::size_t r) {
             const detail::token_scale s = detail::scale_of(sae, x + r * d);
-            for (std::size_t c = 0; c < d_out; ++c) x_hat[r * d_out + c] = x_hat[r * d_out + c] * s.multiplier + s.shift;
+            for (std::size_t c = 0; c < d_out; ++c)
+                x_hat[r * d_out + c] = x_hat[r * d_out + c] * s.multiplier + s.shift;
         });
     if (!sae.W_skip.empty())
         gemm(device, false, true, z.tokens, d_out, d, 1.0f, x, d, sae.W_skip.data(), d, 1.0f, x_hat, d_out);
