@@ -178,13 +178,19 @@ void describe_model(const fs::path& directory, json_object& out, std::string& li
 }
 
 void describe_sae(const fs::path& path, json_object& out) {
-    const auto directory = fs::is_directory(path) ? path : path.parent_path();
+    const auto directory = psae::sae_directory(path);
     const auto sae = psae::read_sae(path);
     out.add("kind", fs::exists(directory / "metrics.jsonl") ? "run" : "sae")
+        .add("format", psae::name_of(*psae::sae_format_of(path)))
         .add("architecture", sae.architecture)
         .add("d_in", sae.d_in)
         .add("d_sae", sae.d_sae);
+    if (sae.is_transcoder()) out.add("d_out", sae.d_out);
     if (sae.k > 0) out.add("k", sae.k);
+    if (sae.architecture == "topk") out.add("rectified", sae.rectified).add("rescaled", sae.rescaled);
+    if (!sae.W_skip.empty()) out.add("skip_connection", true);
+    if (!sae.origin.model.empty()) out.add("model", sae.origin.model);
+    if (sae.origin.layer) out.add("layer", *sae.origin.layer);
     out.add("centred_input", sae.centred_input)
         .add("input_scaling", sae.scaling == psae::input_scaling::layer_norm      ? "layer_norm"
                               : sae.scaling == psae::input_scaling::constant_norm ? "constant_norm"
@@ -309,10 +315,10 @@ void run(const std::string& given, const common_options& common) {
         describe_reference_results(path, out);
     } else if (is_torch(path) && psae::is_reference_results(path.parent_path())) {
         describe_reference_results(path.parent_path(), out);  // some of them hold NaN and mean nothing alone
+    } else if (psae::sae_format_of(path)) {
+        describe_sae(path, out);
     } else if (fs::is_regular_file(path) && is_torch(path)) {
         describe_torch(path, out);
-    } else if (fs::exists(path / "cfg.json") || path.filename() == "sae_weights.safetensors") {
-        describe_sae(path, out);
     } else if (fs::exists(path / "config.json")) {
         describe_model(path, out, line);
     } else if (extension == ".safetensors") {

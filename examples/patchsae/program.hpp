@@ -180,5 +180,6 @@ void add_latents(CLI::App& app);
 void add_mask(CLI::App& app);
 void add_classify(CLI::App& app);
 void add_report(CLI::App& app);
+void add_convert(CLI::App& app);
 
 }  // namespace patchsae

@@ -47,7 +47,7 @@ struct dictionary_learning_format {
             s.architecture = known->architecture;
             s.W_enc = file.read("encoder.weight", {s.d_sae, s.d_in});
             s.b_enc = file.read(known->encoder_bias, {s.d_sae});
-            s.W_dec = transpose(file.read("decoder.weight", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
+            s.W_dec = psae::transpose(file.read("decoder.weight", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
             s.b_dec = file.read(known->decoder_bias, {s.d_in});
             if (known->has_k) {
                 s.k = file.read<std::uint32_t>("k", {})[0];
@@ -87,12 +87,12 @@ struct dictionary_learning_format {
                                          [&](const auto& c) { return s.architecture == c.architecture; });
         std::filesystem::create_directories(directory);
         if (jumprelu) {
-            const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+            const auto W_enc = psae::transpose(s.W_enc, s.d_sae, s.d_in);
             auto tensors = torch_weights(s, W_enc);
             tensors.push_back(to_write("threshold", {s.d_sae}, s.threshold.data()));
             write_torch(directory / "ae.pt", torch_value::state_dict(tensors));
         } else {
-            const auto W_dec = transpose(s.W_dec, s.d_sae, s.d_in);
+            const auto W_dec = psae::transpose(s.W_dec, s.d_sae, s.d_in);
             const auto k = static_cast<std::int32_t>(s.k);
             const float threshold = batch ? s.threshold[0] : -1;  // dictionary_learning's own before it has learned one
             std::vector tensors{to_write("encoder.weight", {s.d_sae, s.d_in}, s.W_enc),

@@ -9,7 +9,7 @@ namespace psae::detail {
 
 // The tensors of torch files under the names that PatchSAE and saev have for them; `prefix` stands before each.
 inline void read_torch_weights(const torch_file& file, const std::string& prefix, sae_weights& s) {
-    s.W_enc = transpose(file.read(prefix + "W_enc", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
+    s.W_enc = psae::transpose(file.read(prefix + "W_enc", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
     s.b_enc = file.read(prefix + "b_enc", {s.d_sae});
     s.W_dec = file.read(prefix + "W_dec", {s.d_sae, s.d_in});
     s.b_dec = file.read(prefix + "b_dec", {s.d_in});
@@ -76,21 +76,26 @@ struct patchsae_format {
         return s;
     }
 
-    // The configuration is written as a dict of what the SAE has; a pickled object would need PatchSAE's class.
+    // The configuration is written as a dict (a pickled object would need PatchSAE's class) of what is known of the SAE and
+    // what PatchSAE asks for when it loads one; the coefficient is that of its training, which nothing uses then.
     static void write(const std::filesystem::path& path, const sae_view& s) {
         const expressible can{sae_format::patchsae, path};
         can.require_architecture(s, {"standard"});
         can.require_sae(s);
         can.require_plain_input(s);
         can.require_centring(s, true);
-        torch_value::dict config{{"d_in", s.d_in}, {"d_sae", s.d_sae}, {"gated_sae", {}}, {"device", "cpu"}};
+        torch_value::dict config{{"d_in", s.d_in},
+                                 {"d_sae", s.d_sae},
+                                 {"gated_sae", {}},
+                                 {"dtype", torch_value::constant{"float32"}},
+                                 {"l1_coefficient", 8e-5}};
         if (s.d_sae % s.d_in == 0) config.emplace_back("expansion_factor", s.d_sae / s.d_in);
         if (!s.origin.model.empty()) config.emplace_back("model_name", s.origin.model);
         if (s.origin.layer) {
             config.emplace_back("module_name", "resid");
             config.emplace_back("block_layer", *s.origin.layer);
         }
-        const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+        const auto W_enc = psae::transpose(s.W_enc, s.d_sae, s.d_in);
         write_torch(path, torch_value::dict{{"config", std::move(config)},
                                             {"state_dict", torch_value::state_dict(torch_weights(s, W_enc))}});
     }

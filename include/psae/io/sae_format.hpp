@@ -40,7 +40,8 @@ inline std::vector<float> transpose(const float* x, std::size_t rows, std::size_
 
 // The directory that the files of an SAE are in, which may be given as it or as one of them.
 inline std::filesystem::path sae_directory(const std::filesystem::path& given) {
-    return std::filesystem::is_directory(given) ? given : given.parent_path();
+    if (std::filesystem::is_directory(given)) return given;
+    return given.has_parent_path() ? given.parent_path() : ".";
 }
 
 namespace detail {

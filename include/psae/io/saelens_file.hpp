@@ -29,7 +29,7 @@ struct saelens_format {
         sae_weights s;
         const bool batch = read_description(s, directory / "cfg.json");
         const safetensors_file file(directory / "sae_weights.safetensors");
-        s.W_enc = transpose(file.read("W_enc", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
+        s.W_enc = psae::transpose(file.read("W_enc", {s.d_in, s.d_sae}).data(), s.d_in, s.d_sae);
         s.W_dec = file.read("W_dec", {s.d_sae, s.outputs()});
         s.b_enc = file.read(encoder_bias_name(s), {s.d_sae});
         s.b_dec = file.read("b_dec", {s.outputs()});
@@ -61,7 +61,7 @@ struct saelens_format {
         }
         std::filesystem::create_directories(directory);
         {
-            const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+            const auto W_enc = psae::transpose(s.W_enc, s.d_sae, s.d_in);
             std::vector tensors{
                 to_write("W_enc", {s.d_in, s.d_sae}, W_enc.data()), to_write(encoder_bias_name(s), {s.d_sae}, s.b_enc),
                 to_write("W_dec", {s.d_sae, s.outputs()}, s.W_dec), to_write("b_dec", {s.outputs()}, s.b_dec)};

@@ -69,7 +69,7 @@ struct saev_format {
         rapidjson::StringBuffer line;
         rapidjson::Writer<rapidjson::StringBuffer> writer(line);
         json.Accept(writer);
-        const auto W_enc = transpose(s.W_enc, s.d_sae, s.d_in);
+        const auto W_enc = psae::transpose(s.W_enc, s.d_sae, s.d_in);
         write_torch(path, torch_value::state_dict(torch_weights(s, W_enc)), std::string(line.GetString()) + "\n");
     }
 

@@ -388,12 +388,17 @@ private:
 class torch_value {
 public:
     using dict = std::vector<std::pair<std::string, torch_value>>;
+    // A constant of torch by its name, such as float32.
+    struct constant {
+        const char* name;
+    };
 
     torch_value() = default;  // None
     torch_value(const char* text) : value_(std::string(text)) {}
     torch_value(std::string text) : value_(std::move(text)) {}
     torch_value(tensor_to_write t) : value_(std::move(t)) {}
     torch_value(dict entries) : value_(std::move(entries)) {}
+    torch_value(constant c) : value_(c) {}
     template <class T>
     requires std::is_arithmetic_v<T> torch_value(T x) {
         if constexpr (std::is_same_v<T, bool>) value_ = x;
@@ -410,7 +415,7 @@ public:
     const auto& get() const { return value_; }
 
 private:
-    std::variant<std::monostate, bool, std::int64_t, double, std::string, tensor_to_write, dict> value_;
+    std::variant<std::monostate, bool, std::int64_t, double, std::string, tensor_to_write, dict, constant> value_;
 };
 
 namespace detail {
@@ -446,6 +451,7 @@ private:
         put(static_cast<std::uint32_t>(x.size()));
         text += x;
     }
+    void add_one(torch_value::constant c, const std::string&) { text += std::string("ctorch\n") + c.name + "\n"; }
     void add_one(const torch_value::dict& entries, const std::string& name) {
         text += "}(";
         std::unordered_set<std::string_view> keys;
