@@ -137,7 +137,7 @@ private:
         if (metadata != nullptr && !metadata->IsObject()) refuse_sae(where, "metadata", "another type", "an object");
         const rapidjson::Value& about = metadata != nullptr ? *metadata : json;
         s.origin.model = json_string(about, "model_name", "", where);
-        s.origin.hook = json_string(about, "hook_name", "", where);
+        s.origin.hook = json_string(about, "hook_name", json_string(about, "hook_point", "", where), where);
         s.origin.layer = layer_of(s.origin.hook, where);
         if (s.architecture == "jumprelu" && metadata != nullptr) s.k = json_size(*metadata, "k", s.k, where);
         return batch;
@@ -188,13 +188,15 @@ private:
             json.AddMember("rescale_acts_by_decoder_norm", s.rescaled, a);
         }
         rapidjson::Value metadata(rapidjson::kObjectType);
+        // Without it SAELens takes the file for one from before version 6, and the metadata for none.
+        metadata.AddMember("sae_lens_version", "6.0.0", a);
         if (!s.origin.model.empty()) metadata.AddMember("model_name", text(s.origin.model), a);
         if (!s.origin.hook.empty()) metadata.AddMember("hook_name", text(s.origin.hook), a);
         else if (s.origin.layer)
             metadata.AddMember("hook_name", text("hidden_states." + std::to_string(*s.origin.layer)), a);
         // SAELens has no place for the k of batch top-k in use; its metadata take any key.
         if (s.architecture == "jumprelu" && s.k > 0) metadata.AddMember("k", number(s.k), a);
-        if (!metadata.ObjectEmpty()) json.AddMember("metadata", metadata, a);
+        json.AddMember("metadata", metadata, a);
         return json;
     }
 };
