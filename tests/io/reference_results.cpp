@@ -1,6 +1,7 @@
 // The reference's result files.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -52,6 +53,7 @@ TEST_CASE("the reference's results are read, dead latents included") {
 
 TEST_CASE("results that do not fit together are refused by file") {
     const auto folder = std::filesystem::temp_directory_path() / ("psae_results_" + std::to_string(::getpid()));
+    reference_results read;
     const auto refused = [&](const char* name, std::vector<std::size_t> shape, std::vector<float> values) {
         std::filesystem::remove_all(folder);
         std::filesystem::copy(formats / "reference_results", folder);
@@ -59,7 +61,7 @@ TEST_CASE("results that do not fit together are refused by file") {
         if (shape.empty()) std::filesystem::remove(folder / name);
         else write_torch(folder / name, to_write("", shape, values.data()));
         try {
-            read_reference_results(folder);
+            read = read_reference_results(folder);
         } catch (const error& e) {
             CHECK(std::string(e.what()).find(name) != std::string::npos);
             return true;
@@ -69,6 +71,12 @@ TEST_CASE("results that do not fit together are refused by file") {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     const auto filled = [](std::size_t count, float value) { return std::vector<float>(count, value); };
     CHECK_FALSE(refused("sae_sparsity.pt", {12}, filled(12, 0.5f)));
+    auto values = filled(120, 0.5f);
+    values[3] = 0;
+    CHECK_FALSE(refused("max_activating_image_values.pt", {12, 10}, values));
+    CHECK(std::count(read.summary.top_images.begin(), read.summary.top_images.end(), -1) == 1);
+    CHECK(read.summary.top_images[3] == -1);  // the index of a value of 0 means nothing
+    CHECK(read.top_labels[3] == -1);
     CHECK(refused("sae_sparsity.pt", {12}, filled(12, 1.5f)));
     CHECK(refused("sae_sparsity.pt", {12}, filled(12, nan)));
     CHECK(refused("sae_sparsity.pt", {11}, filled(11, 0.5f)));

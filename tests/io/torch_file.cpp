@@ -300,6 +300,17 @@ TEST_CASE("cuts and flipped bytes of a torch file lead to tensors or an error") 
     }
 }
 
+TEST_CASE("a storage of the legacy form that is longer or shorter than its pickle says is refused") {
+    std::string bytes = slurp(formats / "torch_everything_legacy.pt");
+    const std::size_t at = bytes.find(std::string("\x2a\0\0\0\0\0\0\0", 8));
+    REQUIRE(at != std::string::npos);
+    for (const char count : {41, 43}) {
+        bytes[at] = count;
+        CHECK(message_of([&] { torch_file(bytes_of(bytes), "legacy"); }).find("another size than the pickle says") !=
+              std::string::npos);
+    }
+}
+
 TEST_CASE("values of a pickle, and what it may not do") {
     const auto root_of = [](const std::string& instructions, const auto& check) {
         const std::string bytes = pickled(instructions);
@@ -327,9 +338,9 @@ TEST_CASE("values of a pickle, and what it may not do") {
     root_of("cos\nsystem\n", [](const auto& v) { CHECK(v.is(pickle_kind::name)); });  // a name is only a name
 
     CHECK(refusal("ca\nb\n)R").find("not allowed (text, byte 8): a.b") != std::string::npos);
-    CHECK(refusal("K\1K\2") != "");  // two values
-    CHECK(refusal("(K\1") != "");    // an open mark
-    CHECK(refusal("(K\1(0") != "");  // takes what lies before a mark
+    CHECK(refusal("K\1K\2") != "");                                                  // two values
+    CHECK(refusal("(K\1") != "");                                                    // an open mark
+    CHECK(refusal("]K\1(at").find("value that is not there") != std::string::npos);  // it lies before a mark
     CHECK(refusal("K\1(b") != "");
     CHECK(refusal("}}b") == "");  // an OrderedDict's state
     CHECK(refusal("]}b") != "");
