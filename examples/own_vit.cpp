@@ -13,8 +13,8 @@ struct my_vit : psae::clip_vision_config<48, 8, 96, 4, 3, 384, 32, psae::mlp_act
     static constexpr const char* name = "my ViT";
 };
 
-// Weights come from any object with read(name, shape). Here they are random; psae::safetensors_directory("folder") of
-// <psae/io/safetensors.hpp> reads them from a Hugging Face checkpoint under the same names.
+// Weights come from any object with read(name, shape). Here they are random; psae::clip_weights("folder") of
+// <psae/vit/clip_weights.hpp> reads them from a Hugging Face checkpoint under the same names.
 struct random_weights {
     psae::random_stream& random;
     std::vector<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {

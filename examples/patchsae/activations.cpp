@@ -15,15 +15,16 @@ void require_finite(const std::vector<float>& x, std::size_t columns, const std:
 
 // Of the vision tower's tensors: two models of one architecture differ in nothing else.
 unsigned long crc_of_weights(const std::filesystem::path& model) {
-    const psae::safetensors_directory weights(model);
+    const psae::model_weights weights(model);
     unsigned long crc = 0;
-    for (const auto& file : weights.files())
-        for (const auto& e : file.entries())
-            if (e.name.starts_with("vision_model.")) {
-                stop_if_interrupted();
-                crc = crc_of(crc, e.name.data(), e.name.size());
-                crc = crc_of(crc, file.data(e), e.bytes);
-            }
+    std::vector<std::byte> gathered;
+    for (const auto& e : weights.entries())
+        if (e.name.starts_with("vision_model.") || e.name.starts_with("visual.")) {
+            stop_if_interrupted();
+            const auto bytes = weights.bytes(e.name, gathered);
+            crc = crc_of(crc, e.name.data(), e.name.size());
+            crc = crc_of(crc, bytes.data(), bytes.size());
+        }
     return crc;
 }
 

@@ -37,7 +37,7 @@ void print_classes(const psae::named_class_latents& l, const psae::latent_rankin
 
 void run(state& s, const CLI::App& sub) {
     const auto sae = psae::read_sae(s.sae);
-    s.images.take_layer(psae::read_sae_origin(s.sae));
+    s.images.take_layer(sae.origin);
     const auto list = list_images(s.images);
     const std::filesystem::path out(s.out);
     std::filesystem::create_directories(out);  // now: one that cannot be made is known before the work

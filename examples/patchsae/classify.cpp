@@ -32,7 +32,8 @@ void run(state& s, const CLI::App& sub) {
     std::optional<psae::sae_weights> sae;
     if (!s.sae.empty()) {
         sae = psae::read_sae(s.sae);
-        s.images.take_layer(psae::read_sae_origin(s.sae));
+        psae::require_reconstruction(*sae, s.sae);
+        s.images.take_layer(sae->origin);
     }
     const auto tower = load_model(s.images.model);
     if (sae) require_fit(*sae, s.sae, tower->width(), s.images.model);
@@ -103,7 +104,7 @@ void add_classify(CLI::App& app) {
     s->images.add_to(*sub);
     sub->get_option("--images")->required();
     s->zero_shot.add_to(*sub);
-    sub->add_option("--sae", s->sae, "SAE directory: classifies with its reconstruction in place, too");
+    sub->add_option("--sae", s->sae, "SAE (see convert): classifies with its reconstruction in place, too");
     sub->add_option("--top", s->top, "best classes of each picture to write")->check(CLI::Range(1, 1000));
     sub->add_option("--out", s->out, "the .csv to write")->required();
     sub->callback([s, sub] { run(*s, *sub); });

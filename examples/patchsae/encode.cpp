@@ -13,7 +13,7 @@ struct state {
 void run(state& s, const CLI::App& sub) {
     prepare_folder_of(s.out);
     const auto sae = psae::read_sae(s.sae);
-    s.images.take_layer(psae::read_sae_origin(s.sae));
+    s.images.take_layer(sae.origin);
     const psae::cpu device(s.common.threads);
     std::vector<float> data;
     std::vector<std::int32_t> indices;
@@ -81,7 +81,7 @@ void add_encode(CLI::App& app) {
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
-    sub->add_option("--sae", s->sae, "SAE directory")->required();
+    sub->add_option("--sae", s->sae, "SAE: directory or file of any format (see convert)")->required();
     sub->add_option("--activations", s->activations, "a store (see cache), an .npy [N,d] or an .npz with tokens");
     add_token_kind(*sub, s->token_kind);
     sub->add_option("--out", s->out, "the .npz to write")->required();

@@ -93,7 +93,7 @@ void evaluate_on_pictures(state& s, evaluation& e) {
     for (auto& sae : e.saes) {
         require_fit(sae.sae, sae.path, tower->width(), s.images.model);
         image_options its_own = s.images;
-        its_own.take_layer(psae::read_sae_origin(sae.path));
+        its_own.take_layer(sae.sae.origin);
         sae.layer = long(tower->hidden_index(its_own.layer));
         saes.push_back({psae::sae_view(sae.sae), std::size_t(*sae.layer)});
     }
@@ -218,7 +218,10 @@ void print_evaluation(const evaluation& e) {
 
 void run(state& s, const CLI::App& sub) {
     evaluation e;
-    for (const std::string& path : s.saes) e.saes.push_back({path, psae::read_sae(path), {}, {}});
+    for (const std::string& path : s.saes) {
+        e.saes.push_back({path, psae::read_sae(path), {}, {}});
+        psae::require_reconstruction(e.saes.back().sae, path);
+    }
     const std::filesystem::path out(s.out);
     if (!s.out.empty()) std::filesystem::create_directories(out);  // one that cannot be made is known before the work
     if (s.activations.empty()) evaluate_on_pictures(s, e);
@@ -242,7 +245,7 @@ void add_evaluate(CLI::App& app) {
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub, false);
-    sub->add_option("--sae", s->saes, "SAE directory; repeatable")->required();
+    sub->add_option("--sae", s->saes, "SAE of any format (see convert); repeatable")->required();
     sub->add_option(
         "--activations", s->activations,
         "a store (see cache), an .npy [N,d] or an .npz with tokens, in place of pictures: no accuracy and no "

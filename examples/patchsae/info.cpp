@@ -2,6 +2,7 @@
 
 #include <fstream>
 
+#include <psae/io/reference_results.hpp>
 #include <psae/vit/load_clip.hpp>
 
 #include "activations.hpp"
@@ -29,11 +30,12 @@ void require_finite(const psae::array& a, const std::string& where) {
 }
 
 // Reads every tensor, which checks it; returns the number of elements.
-std::size_t check_tensors(const psae::safetensors_file& file) {
+template <class File>
+std::size_t check_tensors(const File& file) {
     std::size_t elements = 0;
     for (const auto& e : file.entries()) {
         stop_if_interrupted();
-        elements += file.read<double>(e.name, e.shape).size();
+        elements += file.template read<double>(e.name, e.shape).size();
     }
     return elements;
 }
@@ -45,7 +47,7 @@ bool is_compiled_in(const Numbers& n, psae::config_list<Config...>) {
 }
 
 // The tensors of a vision tower that is not compiled in, as loading it would want them.
-void check_vision_tensors(const psae::safetensors_directory& weights, const psae::clip_numbers& n) {
+void check_vision_tensors(const psae::clip_weights& weights, const psae::clip_numbers& n) {
     const std::size_t d = n.width, m = n.mlp, tokens = (n.image / n.patch) * (n.image / n.patch) + 1;
     const auto check = [&](const std::string& name, const std::vector<std::size_t>& shape) {
         weights.read("vision_model." + name, shape);
@@ -144,12 +146,8 @@ void describe_text(const fs::path& directory, json_object& out, std::string& lin
 
 void describe_model(const fs::path& directory, json_object& out, std::string& line) {
     const auto n = psae::read_clip_numbers(directory / "config.json");
-    const psae::safetensors_directory weights(directory);
-    std::size_t elements = 0, tensors = 0;
-    for (const auto& file : weights.files()) {
-        elements += check_tensors(file);
-        tensors += file.entries().size();
-    }
+    const psae::clip_weights weights(directory);
+    const std::size_t elements = check_tensors(weights.files());
     const bool known = is_compiled_in(n, psae::known_clip_configs{});
     out.add("kind", "clip").add("compiled_in", known);
     if (known) {
@@ -172,19 +170,27 @@ void describe_model(const fs::path& directory, json_object& out, std::string& li
         .add("mlp", n.mlp)
         .add("projection", n.projection)
         .add("activation", n.activation)
-        .add("tensors", tensors)
+        .add("weights", weights.files().format())
+        .add("names", weights.has_openai_names() ? "openai" : "huggingface")
+        .add("tensors", weights.files().entries().size())
         .add("parameters", elements);
     describe_text(directory, out, line);
 }
 
 void describe_sae(const fs::path& path, json_object& out) {
-    const auto directory = fs::is_directory(path) ? path : path.parent_path();
+    const auto directory = psae::sae_directory(path);
     const auto sae = psae::read_sae(path);
     out.add("kind", fs::exists(directory / "metrics.jsonl") ? "run" : "sae")
+        .add("format", psae::name_of(*psae::sae_format_of(path)))
         .add("architecture", sae.architecture)
         .add("d_in", sae.d_in)
         .add("d_sae", sae.d_sae);
+    if (sae.is_transcoder()) out.add("d_out", sae.d_out);
     if (sae.k > 0) out.add("k", sae.k);
+    if (sae.architecture == "topk") out.add("rectified", sae.rectified).add("rescaled", sae.rescaled);
+    if (!sae.W_skip.empty()) out.add("skip_connection", true);
+    if (!sae.origin.model.empty()) out.add("model", sae.origin.model);
+    if (sae.origin.layer) out.add("layer", *sae.origin.layer);
     out.add("centred_input", sae.centred_input)
         .add("input_scaling", sae.scaling == psae::input_scaling::layer_norm      ? "layer_norm"
                               : sae.scaling == psae::input_scaling::constant_norm ? "constant_norm"
@@ -206,6 +212,34 @@ void describe_sae(const fs::path& path, json_object& out) {
         check_tensors(file);
         out.add("checkpoint_steps", file.read<std::uint64_t>("counters", {2})[0]);
     }
+}
+
+bool is_torch(const fs::path& path) {
+    const auto name = psae::detail::lower_case(path.filename().string()), extension = path.extension().string();
+    return extension == ".pt" || extension == ".pth" || extension == ".bin" || extension == ".ckpt" ||
+           name.find(".pth.tar") != name.npos;
+}
+
+void describe_torch(const fs::path& path, json_object& out) {
+    const psae::torch_file file(path);
+    if (file.entries().empty()) throw psae::error("torch file holds no tensor", path.string());
+    out.add("kind", "tensors")
+        .add("form", file.form() == psae::torch_form::zip      ? "torch"
+                     : file.form() == psae::torch_form::legacy ? "torch, legacy"
+                                                               : "torchscript")
+        .add("elements", check_tensors(file));
+    for (const auto& e : file.entries()) out.add(e.name.empty() ? "tensor" : e.name.c_str(), e.shape);
+}
+
+void describe_reference_results(const fs::path& directory, json_object& out) {
+    const auto results = psae::read_reference_results(directory);
+    const auto& frequency = results.summary.image_frequency;
+    out.add("kind", "reference_results")
+        .add("d_sae", results.summary.latents)
+        .add("top", results.summary.top)
+        .add("alive", static_cast<std::size_t>(
+                          std::count_if(frequency.begin(), frequency.end(), [](double f) { return f > 0; })))
+        .add("classes", results.classes);
 }
 
 void check_codes(const std::map<std::string, psae::array>& arrays, const std::string& where) {
@@ -263,8 +297,8 @@ void describe_pictures(const std::string& path, const common_options& common, js
 void run(const std::string& given, const common_options& common) {
     const fs::path path(given);
     const char* known =
-        "a model, an SAE, a run, a store of activations, .npy, .npz, .safetensors, a picture, a folder of them, .csv "
-        "or .tsv";
+        "a model, an SAE, a run, a store of activations, results of the reference, .npy, .npz, .safetensors, a torch "
+        "file, a picture, a folder of them, .csv or .tsv";
     if (!fs::exists(path)) throw psae::error("no such file or directory", given, fmt::format("expected {}", known));
     const auto extension = psae::detail::lower_case(path.extension().string());
     json_object out;
@@ -277,8 +311,14 @@ void run(const std::string& given, const common_options& common) {
         out.add("kind", "array").add("shape", a.shape);
     } else if (is_store(path)) {
         describe_store(path, out);
-    } else if (fs::exists(path / "cfg.json") || path.filename() == "sae_weights.safetensors") {
+    } else if (psae::is_reference_results(path)) {
+        describe_reference_results(path, out);
+    } else if (is_torch(path) && psae::is_reference_results(path.parent_path())) {
+        describe_reference_results(path.parent_path(), out);  // some of them hold NaN and mean nothing alone
+    } else if (psae::sae_format_of(path)) {
         describe_sae(path, out);
+    } else if (fs::is_regular_file(path) && is_torch(path)) {
+        describe_torch(path, out);
     } else if (fs::exists(path / "config.json")) {
         describe_model(path, out, line);
     } else if (extension == ".safetensors") {
@@ -288,7 +328,7 @@ void run(const std::string& given, const common_options& common) {
     } else if (fs::is_directory(path / "checkpoint")) {
         throw psae::error("run has no SAE yet", given, "expected cfg.json and sae_weights.safetensors",
                           "end the run, or go on with train --resume");
-    } else if (fs::is_regular_file(path) && (extension == ".json" || extension == ".jsonl" || extension == ".pt")) {
+    } else if (fs::is_regular_file(path) && (extension == ".json" || extension == ".jsonl")) {
         throw psae::error("this kind of file is not known", given, fmt::format("expected {}", known));
     } else {
         describe_pictures(given, common, out);

@@ -322,9 +322,10 @@ void run(state& s, const CLI::App& sub) {
         s.counting.count = "tokens";
     }
     const auto sae = psae::read_sae(s.sae);
+    psae::require_reconstruction(sae, s.sae);
     psae::require_settable(values, sae.d_sae);
     const auto ks = numbers_of_latents(s, sae.d_sae);
-    s.images.take_layer(psae::read_sae_origin(s.sae));
+    s.images.take_layer(sae.origin);
     const auto list = list_images(s.images);
     const std::filesystem::path out(s.out);
     std::filesystem::create_directories(out);  // now: one that cannot be made is known before the work

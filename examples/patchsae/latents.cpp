@@ -36,7 +36,7 @@ void write_grids(const state& s, const psae::cpu& device, const psae::sae_weight
 
 void run(state& s) {
     const auto sae = psae::read_sae(s.sae);
-    s.images.take_layer(psae::read_sae_origin(s.sae));
+    s.images.take_layer(sae.origin);
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)
             throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, f));
@@ -106,7 +106,7 @@ void add_latents(CLI::App& app) {
     s->common.add_to(*sub);
     s->images.add_to(*sub);
     sub->get_option("--images")->required();
-    sub->add_option("--sae", s->sae, "SAE directory")->required();
+    sub->add_option("--sae", s->sae, "SAE: directory or file of any format (see convert)")->required();
     sub->add_option("--top", s->top, "top pictures per latent")->check(CLI::Range(0, 1000));
     sub->add_option("--grids", s->grids, "reference-image grids to draw, of the most interesting latents")
         ->check(CLI::Range(0, 1000));

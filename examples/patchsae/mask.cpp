@@ -32,7 +32,7 @@ std::size_t patch_number(const std::string& text, std::size_t grid) {
 
 void run(state& s) {
     const auto sae = psae::read_sae(s.sae);
-    s.images.take_layer(psae::read_sae_origin(s.sae));
+    s.images.take_layer(sae.origin);
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)
             throw psae::error("no such latent", s.sae, fmt::format("0 to {}, found {}", sae.d_sae - 1, f));
@@ -88,7 +88,7 @@ void add_mask(CLI::App& app) {
     s->common.add_to(*sub);
     s->images.add_to(*sub);
     sub->remove_option(sub->get_option("--images"));
-    sub->add_option("--sae", s->sae, "SAE directory")->required();
+    sub->add_option("--sae", s->sae, "SAE: directory or file of any format (see convert)")->required();
     sub->add_option("--image", s->image, "the picture")->required();
     sub->add_option("--latent", s->latents, "latents to show");
     sub->add_option("--patch", s->patch, "R,C: list the strongest latents of this patch");

@@ -182,5 +182,6 @@ void add_classes(CLI::App& app);
 void add_classify(CLI::App& app);
 void add_intervene(CLI::App& app);
 void add_report(CLI::App& app);
+void add_convert(CLI::App& app);
 
 }  // namespace patchsae

@@ -130,11 +130,9 @@ void run(state& s) {
     if (s.out.empty()) s.out = (directory / "report.html").string();
     prepare_folder_of(s.out);
 
-    const auto configuration = psae::read_json(directory / "cfg.json");
     image_options images = s.images;
-    const auto origin = psae::read_sae_origin(directory);
-    if (images.model.empty()) images.model = origin.model;
-    images.take_layer(origin);
+    if (images.model.empty()) images.model = sae.origin.model;
+    images.take_layer(sae.origin);
     psae::report page;
     page.title =
         directory.filename().empty() ? directory.parent_path().filename().string() : directory.filename().string();
@@ -143,7 +141,8 @@ void run(state& s) {
     if (!images.model.empty()) page.subtitle += fmt::format(", on hidden state {} of {}", images.layer, images.model);
     add_training(s, page);
     add_latents_of(s, sae, images, page);
-    flatten(configuration, "", page.configuration);
+    if (const auto cfg = directory / "cfg.json"; std::filesystem::exists(cfg))
+        flatten(psae::read_json(cfg), "", page.configuration);
     if (const auto options = directory / "run_config.json"; std::filesystem::exists(options)) {
         const auto json = psae::read_json(options);
         if (json.IsObject()) flatten(json, "train --", page.configuration);
@@ -175,7 +174,7 @@ void add_report(CLI::App& app) {
     for (const char* name : {"--images", "--split", "--limit", "--strict"}) sub->remove_option(sub->get_option(name));
     sub->get_option("--model")->description("model directory, for the masks (default: the one the run names)");
     sub->get_option("--layer")->description("hooked layer (default: the one the run names)");
-    sub->add_option("--sae,--run", s->run, "directory of the run")->required();
+    sub->add_option("--sae,--run", s->run, "the run, or another SAE")->required();
     sub->add_option("--latents", s->latents,
                     "what the command latents wrote (default: latents in the run's directory)");
     sub->add_option("--count", s->count, "latents to show, the most interesting ones")->check(CLI::Range(0, 1000));

@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include <psae/io/model_weights.hpp>
 #include <psae/io/numpy.hpp>
-#include <psae/io/safetensors.hpp>
 
 using namespace psae;
 
@@ -115,7 +115,7 @@ TEST_CASE("hostile files are refused with an error") {
             }
         };
         if (name.starts_with("refuse/safetensors/")) attempt([&] { safetensors_file file(path); });
-        else if (name.starts_with("refuse/index/")) attempt([&] { safetensors_directory files(path.parent_path()); });
+        else if (name.starts_with("refuse/index/")) attempt([&] { model_weights files(path.parent_path()); });
         else if (name.ends_with(".npy")) attempt([&] { read_npy(path); });
         else if (name.ends_with(".npz")) attempt([&] { read_npz(path); });
         else if (name == "refuse/json/not_utf8/cfg.json" || name == "refuse/json/truncated/cfg.json")

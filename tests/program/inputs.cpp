@@ -1,10 +1,12 @@
 // preprocess, embed and encode against the reference's values; lists of pictures; hostile files.
 #include "program.hpp"
 
+#include <limits>
 #include <map>
 #include <span>
 
 #include <psae/io/sae_file.hpp>
+#include <psae/io/torch_file.hpp>
 
 using namespace program;
 
@@ -190,6 +192,53 @@ TEST_CASE("sharded models give what whole ones do") {
     CHECK(info["tensors"].GetUint64() == whole.entries().size());
 }
 
+TEST_CASE("torch files are described, and a model whose weights are one gives what it gives from safetensors") {
+    const folder work;
+    const auto model = golden / "clip_tiny", expected = model / "expected.npz";
+    const psae::safetensors_file whole(model / "model.safetensors");
+    std::vector<psae::tensor_to_write> tensors;
+    for (const auto& e : whole.entries()) tensors.push_back({e.name, e.type, e.shape, whole.data(e)});
+    fs::create_directories(work / "model");
+    fs::copy(model / "config.json", work / "model" / "config.json");
+    psae::write_torch(work / "model" / "pytorch_model.bin", psae::torch_value::state_dict(tensors));
+    write_npz(work / "pixels.npz", "pixels", floats(expected, "pixel_values"), {3, 3, 32, 32});
+    run_well({"embed", "--model", work / "model", "--pixels", work / "pixels.npz", "--out", work / "out.npz"});
+    CHECK(relative_difference(floats(work / "out.npz", "tokens"), floats(expected, "tap")) < 6.8e-6);
+    const auto described = run_well({"info", work / "model", "--json"}).json();
+    CHECK(described["kind"].GetString() == std::string("clip"));
+    CHECK(described["weights"].GetString() == std::string("torch"));
+    CHECK(described["names"].GetString() == std::string("huggingface"));
+    CHECK(described["tensors"].GetUint64() == tensors.size());
+    const auto of_file = run_well({"info", work / "model" / "pytorch_model.bin", "--json"}).json();
+    CHECK(of_file["form"].GetString() == std::string("torch"));
+    CHECK(of_file["visual_projection.weight"][1].GetUint64() == 64);
+
+    const auto formats = golden / "formats";
+    CHECK(run_well({"info", formats / "torchscript.pt", "--json"}).json()["form"].GetString() ==
+          std::string("torchscript"));
+    CHECK(run_well({"info", formats / "torch_single_tensor.pt", "--json"}).json()["tensor"][0].GetUint64() == 6);
+    // One of the results alone holds NaN; all together they are described.
+    for (const auto& path : {formats / "reference_results", formats / "reference_results" / "sae_mean_acts.pt"}) {
+        const auto results = run_well({"info", path, "--json"}).json();
+        CHECK(results["kind"].GetString() == std::string("reference_results"));
+        CHECK(results["d_sae"].GetUint64() == 12);
+        CHECK(results["classes"].GetUint64() == 3);
+        CHECK(results["alive"].GetUint64() == 12);
+    }
+    // A weight that is not a number: one line with file and tensor, before anything is computed.
+    auto broken = whole.read("visual_projection.weight", {24, 64});
+    broken[65] = std::numeric_limits<float>::quiet_NaN();
+    for (auto& t : tensors)
+        if (t.name == "visual_projection.weight") t = psae::to_write(t.name, t.shape, broken.data());
+    psae::write_torch(work / "model" / "pytorch_model.bin", psae::torch_value::state_dict(tensors));
+    for (const auto& command :
+         {std::vector<std::string>{"info", work / "model"},
+          {"embed", "--model", work / "model", "--pixels", work / "pixels.npz", "--out", work / "not.npz"}})
+        CHECK(refused(command).find("pytorch_model.bin, tensor visual_projection.weight, element 65") !=
+              std::string::npos);
+    CHECK_FALSE(fs::exists(work / "not.npz"));
+}
+
 TEST_CASE("pictures are listed, limited, split and skipped as the options say") {
     const folder work;
     const auto images = golden / "pipeline" / "images";
@@ -229,7 +278,7 @@ TEST_CASE("hostile files are refused by the program in one line, with little mem
     for (const auto& entry : list["files"].GetArray()) {
         const fs::path path = golden / "formats" / entry["file"].GetString();
         const std::string kind = path.parent_path().filename().string();
-        if (!fs::exists(path) || (kind != "safetensors" && kind != "numpy")) continue;
+        if (!fs::exists(path) || (kind != "safetensors" && kind != "numpy" && kind != "torch")) continue;
         INFO(path);
         if (entry["must_refuse"].GetBool()) {
             refused({"info", path, "--threads", "1"}, 1, little);
@@ -264,6 +313,6 @@ TEST_CASE("hostile files are refused by the program in one line, with little mem
                 1, little);
         ++count;
     }
-    CHECK(count > 70);
+    CHECK(count > 120);
     CHECK_FALSE(fs::exists(work / "out.npz"));
 }

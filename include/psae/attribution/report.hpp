@@ -14,6 +14,7 @@
 #include <psae/attribution/chart.hpp>
 #include <psae/attribution/latent_pictures.hpp>
 #include <psae/attribution/latent_summary.hpp>
+#include <psae/core/utf8.hpp>
 
 namespace psae {
 
@@ -39,33 +40,18 @@ namespace detail {
 // Text for an element or a quoted attribute. Bytes that are not UTF-8 and control characters become U+FFFD.
 inline std::string html_text(std::string_view text) {
     std::string out;
-    for (std::size_t i = 0; i < text.size();) {
-        const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(text[at]); };
-        const unsigned char c = byte(i);
-        if (c < 0x80) {
-            if (c == '&') out += "&amp;";
-            else if (c == '<') out += "&lt;";
-            else if (c == '>') out += "&gt;";
-            else if (c == '"') out += "&quot;";
-            else if (c == '\'') out += "&#39;";
-            else if (c == '\n' || c == '\t' || (c >= 0x20 && c != 0x7f)) out += text[i];
-            else out += "\xef\xbf\xbd";
-            ++i;
-            continue;
-        }
-        const std::size_t length = c >= 0xf0 && c < 0xf5   ? 4
-                                   : c >= 0xe0 && c < 0xf0 ? 3
-                                   : c >= 0xc2 && c < 0xe0 ? 2
-                                                           : 0;
-        bool good = length > 0 && i + length <= text.size();
-        for (std::size_t j = 1; good && j < length; ++j) good = (byte(i + j) & 0xc0) == 0x80;
-        // Overlong forms, surrogates, beyond U+10FFFF.
-        if (good && length > 2)
-            good = !(c == 0xe0 && byte(i + 1) < 0xa0) && !(c == 0xed && byte(i + 1) >= 0xa0) &&
-                   !(c == 0xf0 && byte(i + 1) < 0x90) && !(c == 0xf4 && byte(i + 1) >= 0x90);
-        if (good) out.append(text.substr(i, length));
+    while (!text.empty()) {
+        char32_t code = 0;
+        const std::size_t length = utf8_character(text, code);
+        if (code == U'&') out += "&amp;";
+        else if (code == U'<') out += "&lt;";
+        else if (code == U'>') out += "&gt;";
+        else if (code == U'"') out += "&quot;";
+        else if (code == U'\'') out += "&#39;";
+        else if (length > 0 && (code == U'\n' || code == U'\t' || (code >= 0x20 && code != 0x7f)))
+            out += text.substr(0, length);
         else out += "\xef\xbf\xbd";
-        i += good ? length : 1;
+        text.remove_prefix(std::max<std::size_t>(length, 1));
     }
     return out;
 }

@@ -2,6 +2,7 @@
 // Element types of files, and widening them.
 
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -141,6 +142,34 @@ std::vector<T> convert_elements(element_type t, const std::byte* data, std::size
             break;
     }
     return out;
+}
+
+// The same for the elements of a tensor of a file, which must be finite if T is a floating-point type and must come
+// from one of the expected shape.
+template <class T>
+std::vector<T> read_elements(element_type t, const std::byte* data, const std::vector<std::size_t>& shape,
+                             const std::vector<std::size_t>& expected, const std::string& where) {
+    if (shape != expected)
+        throw error("tensor has another shape", where,
+                    "expected " + shape_text(expected) + ", found " + shape_text(shape));
+    auto values = convert_elements<T>(t, data, *checked_product(shape), where);
+    if constexpr (std::is_floating_point_v<T>)
+        for (std::size_t i = 0; i < values.size(); ++i)
+            if (!std::isfinite(values[i]))
+                throw error("tensor holds a value that is not finite", where + ", element " + std::to_string(i));
+    return values;
+}
+
+// One tensor to be written.
+struct tensor_to_write {
+    std::string name;
+    element_type type;
+    std::vector<std::size_t> shape;
+    const void* data;
+};
+template <class T>
+tensor_to_write to_write(std::string name, std::vector<std::size_t> shape, const T* data) {
+    return {std::move(name), element_type_of<T>(), std::move(shape), data};
 }
 
 }  // namespace psae

@@ -81,6 +81,7 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
     const std::size_t T = tower.tokens(), d = tower.width(), C = classifier.classes.size(), F = sae.d_sae,
                       n = interventions.size(), rankings = options.rankings.size();
     require_fit(tower, sae);
+    require_reconstruction(sae, tower.name());
     require_fit(tower, classifier, pictures.list(), class_of_label);
     for (std::size_t i = 0; i < pictures.size(); ++i)
         if (class_of(pictures.list(), i, class_of_label) < 0)

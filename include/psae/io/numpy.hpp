@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include <psae/core/utf8.hpp>
 #include <psae/io/element_type.hpp>
 #include <psae/io/zip.hpp>
 
@@ -359,23 +360,13 @@ public:
 
 private:
     // What is not UTF-8 (a file name may be anything) becomes U+FFFD, one for each byte.
-    static std::u32string decode_utf8(const std::string& s) {
-        static constexpr char32_t smallest[] = {0, 0, 0x80, 0x800,
-                                                0x10000};  // by length; below it the form is overlong
+    static std::u32string decode_utf8(std::string_view s) {
         std::u32string out;
-        for (std::size_t i = 0; i < s.size();) {
-            const unsigned char c = static_cast<unsigned char>(s[i]);
-            const std::size_t length = c < 0x80 ? 1 : c >= 0xf8 ? 0 : c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : c >= 0xc0 ? 2 : 0;
-            char32_t code = length < 2 ? c : c & (0xffu >> (length + 1));
-            bool good = length > 0 && length <= s.size() - i;
-            for (std::size_t j = 1; good && j < length; ++j) {
-                const unsigned char next = static_cast<unsigned char>(s[i + j]);
-                good = (next & 0xc0) == 0x80;
-                code = code << 6 | (next & 63);
-            }
-            good = good && code >= smallest[length] && code <= 0x10ffff && (code < 0xd800 || code >= 0xe000);
-            out += good ? code : U'\ufffd';
-            i += good ? length : 1;
+        while (!s.empty()) {
+            char32_t code = 0;
+            const std::size_t length = utf8_character(s, code);
+            out += length > 0 ? code : U'\ufffd';
+            s.remove_prefix(std::max<std::size_t>(length, 1));
         }
         return out;
     }

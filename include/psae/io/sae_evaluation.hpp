@@ -58,6 +58,7 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
     std::vector<latent_summary_builder> summaries;
     for (const layer_sae& s : saes) {
         require_fit(tower, s.sae);
+        require_reconstruction(s.sae, tower.name());
         layers.push_back(s.layer);
         sums.emplace_back(d, s.sae.d_sae);
         if (options.top_images > 0) summaries.emplace_back(s.sae.d_sae, options.top_images);

@@ -3,7 +3,6 @@
 // allocated: known types, shapes that match byte ranges, ranges that tile the data without hole or overlap.
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -63,16 +62,7 @@ public:
     template <class T = float>
     std::vector<T> read(std::string_view name, const std::vector<std::size_t>& shape) const {
         const tensor_entry& e = at(name);
-        const std::string where = path_ + ", tensor " + e.name;
-        if (e.shape != shape)
-            throw error("tensor has another shape", where,
-                        "expected " + shape_text(shape) + ", found " + shape_text(e.shape));
-        auto values = convert_elements<T>(e.type, data(e), e.bytes / size_of(e.type), where);
-        if constexpr (std::is_floating_point_v<T>)
-            for (std::size_t i = 0; i < values.size(); ++i)
-                if (!std::isfinite(values[i]))
-                    throw error("tensor holds a value that is not finite", where + ", element " + std::to_string(i));
-        return values;
+        return read_elements<T>(e.type, data(e), e.shape, shape, path_ + ", tensor " + e.name);
     }
 
 private:
@@ -180,66 +170,6 @@ private:
     std::map<std::string, std::string> metadata_;
     std::map<std::string, std::size_t, std::less<>> index_;
 };
-
-// The weights of a Hugging Face directory: model.safetensors, or the shards that model.safetensors.index.json names.
-class safetensors_directory {
-public:
-    explicit safetensors_directory(const std::filesystem::path& directory) : directory_(directory.string()) {
-        const auto single = directory / "model.safetensors", index = directory / "model.safetensors.index.json";
-        std::error_code
-            ignored;  // a folder that cannot be read has no weights; nothing else than psae::error is thrown
-        if (std::filesystem::exists(single, ignored)) {
-            files_.emplace_back(single);
-        } else if (std::filesystem::exists(index, ignored)) {
-            const auto json = read_json(index);
-            const auto* map = find_member(json, "weight_map");
-            if (map == nullptr || !map->IsObject()) throw error("shard index has no weight_map", index.string());
-            require_unique_keys(*map, index.string() + ", weight_map");
-            std::map<std::string, std::size_t> opened;
-            for (const auto& m : map->GetObject()) {
-                if (!m.value.IsString()) throw error("shard name is not a string", index.string());
-                const std::string shard = m.value.GetString();
-                if (shard.empty() || shard.find('/') != std::string::npos || shard[0] == '.')
-                    throw error("shard name leaves the directory", index.string(), shard);
-                if (opened.emplace(shard, files_.size()).second) files_.emplace_back(directory / shard);
-                if (!files_[opened.at(shard)].contains(m.name.GetString()))
-                    throw error("shard does not hold a tensor of the index",
-                                (directory / shard).string() + ", tensor " + m.name.GetString());
-            }
-        } else {
-            throw error("no weights found", directory_, "expected model.safetensors or model.safetensors.index.json");
-        }
-    }
-    const safetensors_file* file_of(std::string_view name) const {
-        for (const auto& f : files_)
-            if (f.contains(name)) return &f;
-        return nullptr;
-    }
-    bool contains(std::string_view name) const { return file_of(name) != nullptr; }
-    template <class T = float>
-    std::vector<T> read(std::string_view name, const std::vector<std::size_t>& shape) const {
-        if (const auto* f = file_of(name)) return f->read<T>(name, shape);
-        throw error("tensor is missing", directory_ + ", tensor " + std::string(name),
-                    "found in none of " + std::to_string(files_.size()) + " weight files");
-    }
-    const std::vector<safetensors_file>& files() const { return files_; }
-
-private:
-    std::string directory_;
-    std::vector<safetensors_file> files_;
-};
-
-// One tensor to be written.
-struct tensor_to_write {
-    std::string name;
-    element_type type;
-    std::vector<std::size_t> shape;
-    const void* data;
-};
-template <class T>
-tensor_to_write to_write(std::string name, std::vector<std::size_t> shape, const T* data) {
-    return {std::move(name), element_type_of<T>(), std::move(shape), data};
-}
 
 // Writes tensors in the order given, the header padded to 8 bytes. The file appears whole or not at all.
 inline void write_safetensors(const std::filesystem::path& path, const std::vector<tensor_to_write>& tensors,

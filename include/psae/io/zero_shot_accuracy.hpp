@@ -93,7 +93,10 @@ inline zero_shot_result zero_shot_accuracy(
     std::span<const std::int32_t> class_of_label, std::size_t layer, const std::optional<sae_view>& sae = {},
     const std::function<void(const zero_shot_picture&)>& each = [](const zero_shot_picture&) {}) {
     const std::size_t T = tower.tokens(), d = tower.width(), C = classifier.classes.size();
-    if (sae) require_fit(tower, *sae);
+    if (sae) {
+        require_fit(tower, *sae);
+        require_reconstruction(*sae, tower.name());
+    }
     require_fit(tower, classifier, pictures.list(), class_of_label);
     zero_shot_result result;
     std::vector<float> replaced;

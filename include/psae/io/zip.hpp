@@ -1,12 +1,14 @@
 #pragma once
-// Zip archives as numpy writes them: stored and deflated entries, zip64, CRC checked; read, and written one after the
-// other.
+// Zip archives as numpy and torch write them: stored and deflated entries, zip64, CRC checked; read from a file or from
+// memory, and written one after the other.
 
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,7 +22,14 @@ namespace psae {
 
 class zip_reader {
 public:
-    explicit zip_reader(const std::filesystem::path& path) : path_(path.string()), bytes_(path) { read_directory(); }
+    explicit zip_reader(const std::filesystem::path& path)
+        : path_(path.string()), file_(path), bytes_(file_->data(), file_->size()) {
+        read_directory();
+    }
+    // An archive in memory, which must stay; `where` names it in errors.
+    zip_reader(std::span<const std::byte> archive, std::string where) : path_(std::move(where)), bytes_(archive) {
+        read_directory();
+    }
 
     std::vector<std::string> names() const {
         std::vector<std::string> all;
@@ -29,11 +38,22 @@ public:
     }
     const std::string& path() const { return path_; }
 
+    bool contains(const std::string& name) const { return entries_.contains(name); }
+
     // The bytes of an entry. Memory grows with what really comes out of the stream, never with what a header claims.
     // check(first bytes, how many, size of the entry) is called before more than 64 KiB have been unpacked and may
     // throw.
     template <class Check>
     std::vector<std::byte> read(const std::string& name, const Check& check) const {
+        std::vector<std::byte> unpacked;
+        const auto bytes = view(name, unpacked, check);
+        if (unpacked.empty()) unpacked.assign(bytes.begin(), bytes.end());
+        return unpacked;
+    }
+    // The same without a copy where the entry is stored: its bytes in the archive, or else in `unpacked`.
+    template <class Check>
+    std::span<const std::byte> view(const std::string& name, std::vector<std::byte>& unpacked,
+                                    const Check& check) const {
         const auto found = entries_.find(name);
         if (found == entries_.end()) throw error("zip entry is missing", where(name));
         const entry& e = found->second;
@@ -42,18 +62,20 @@ public:
         const std::size_t start = e.local + 30 + u16(e.local + 26) + u16(e.local + 28);
         if (start > bytes_.size() || e.compressed > bytes_.size() - start)
             throw error("zip entry reaches beyond the file", where(name));
-        std::vector<std::byte> out;
+        std::span<const std::byte> out;
+        unpacked.clear();
         if (e.method == 0) {
             if (e.size != e.compressed) throw error("stored zip entry has two sizes", where(name));
             check(bytes_.data() + start, e.size, e.size);
-            out.assign(bytes_.data() + start, bytes_.data() + start + e.size);
+            out = bytes_.subspan(start, e.size);
         } else if (e.method == 8) {
             // Two bits of deflate give 258 bytes at most: a larger claim is a lie, and memory stays within 1032 times
             // the file.
             if (e.size / 1032 > e.compressed)
                 throw error("zip entry claims more bytes than deflate can give", where(name),
                             std::to_string(e.size) + " bytes from " + std::to_string(e.compressed));
-            inflate(start, e, out, name, check);
+            inflate(start, e, unpacked, name, check);
+            out = unpacked;
         } else {
             throw error("zip entry uses an unknown compression method", where(name), std::to_string(e.method));
         }
@@ -180,15 +202,19 @@ private:
     }
 
     std::string path_;
-    file_bytes bytes_;
+    std::optional<file_bytes> file_;
+    std::span<const std::byte> bytes_;
     std::map<std::string, entry> entries_;
 };
 
 // Writes entries one after the other, stored or deflated, always with zip64 sizes. The file appears on close().
 class zip_writer {
 public:
-    explicit zip_writer(const std::filesystem::path& path, bool deflated = false)
-        : file_(path), path_(path.string()), deflated_(deflated) {}
+    // head: bytes of the file before the archive, which counts its own from there.
+    explicit zip_writer(const std::filesystem::path& path, bool deflated = false, const std::string& head = {})
+        : file_(path), path_(path.string()), deflated_(deflated), start_(head.size()) {
+        file_.write(head);
+    }
 
     // An entry that holds `head` and then `bytes` bytes at `data`.
     void add(const std::string& name, const std::string& head, const void* data, std::size_t bytes) {
@@ -198,7 +224,7 @@ public:
         auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(head.data()), head.size());
         if (bytes > 0)
             crc = crc32_z(crc, static_cast<const Bytef*>(data), bytes);  // (for a null pointer zlib restarts at 0)
-        const std::uint64_t size = head.size() + bytes, local = file_.position();
+        const std::uint64_t size = head.size() + bytes, local = file_.position() - start_;
         std::string h;
         put<std::uint32_t>(h, 0x04034b50u);
         put<std::uint16_t>(h, 45);
@@ -209,7 +235,7 @@ public:
         std::uint64_t compressed = size;
         if (deflated_) {
             compressed = deflate(head, data, bytes);
-            file_.overwrite(local + 30 + name.size() + 12, &compressed, 8);  // known only now
+            file_.overwrite(start_ + local + 30 + name.size() + 12, &compressed, 8);  // known only now
         } else {
             file_.write(head);
             if (bytes > 0) file_.write(data, bytes);
@@ -229,7 +255,7 @@ public:
         ++count_;
     }
     void close() {
-        const std::uint64_t at = file_.position(), bytes = directory_.size();
+        const std::uint64_t at = file_.position() - start_, bytes = directory_.size();
         std::string tail = directory_;
         put<std::uint32_t>(tail, 0x06064b50u);
         put<std::uint64_t>(tail, 44);
@@ -316,7 +342,7 @@ private:
     bool deflated_;
     std::set<std::string> names_;
     std::string directory_;
-    std::uint64_t count_ = 0;
+    std::uint64_t start_, count_ = 0;
 };
 
 }  // namespace psae

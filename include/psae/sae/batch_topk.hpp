@@ -49,6 +49,7 @@ struct batch_topk : sae_parameters<d_in, d_sae, T> {
     // In use: a latent is active above the threshold, whatever the others do.
     void describe(sae_view& view) const {
         view.architecture = "jumprelu";
+        if (k >= 1 && k == std::floor(k)) view.k = static_cast<std::size_t>(k);
         view.threshold.assign(this->latents(), static_cast<float>(threshold));
         if constexpr (form == topk_form::saelens)
             for (std::size_t f = 0; f < this->latents(); ++f)

@@ -3,6 +3,7 @@
 // output, with an optional linear skip connection (Paulo et al., arXiv 2501.18823).
 
 #include <psae/cpu/matmul.hpp>
+#include <psae/sae/inference.hpp>
 #include <psae/sae/parameters.hpp>
 #include <psae/stage/matmul.hpp>
 
@@ -38,6 +39,11 @@ struct transcoder : sae_parameters<d_in, d_sae, T, d_out> {
             else return term("mse", squared_error(decoded, y));
         }();
         return mse + term("l1", lambda * mean_over_tokens(sum(z * row_norms(x, this->W_dec))));
+    }
+    void describe(sae_view& view) const {
+        view.d_out = this->outputs();
+        view.centred_input = false;
+        if constexpr (skip) view.W_skip.assign(W_skip.value.begin(), W_skip.value.end());
     }
 };
 

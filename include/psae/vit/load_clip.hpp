@@ -1,5 +1,5 @@
 #pragma once
-// CLIP's towers from a Hugging Face directory: config.json picks the compiled-in configuration, safetensors hold the
+// CLIP's towers from a Hugging Face directory: config.json picks the compiled-in configuration, clip_weights finds the
 // weights.
 
 #include <cmath>
@@ -7,9 +7,9 @@
 #include <memory>
 #include <string>
 
-#include <psae/io/safetensors.hpp>
 #include <psae/vit/clip_text.hpp>
 #include <psae/vit/clip_vision.hpp>
+#include <psae/vit/clip_weights.hpp>
 #include <psae/vit/read_tokenizer.hpp>
 
 namespace psae {
@@ -176,7 +176,7 @@ template <class List = known_clip_configs>
 std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& directory, List list = {}) {
     const auto path = directory / "config.json";
     return detail::make_tower<vision_tower>(read_clip_numbers(path), path.string(), list, [&]<class C>(C) {
-        return std::make_unique<clip_vision_tower<C>>(safetensors_directory(directory));
+        return std::make_unique<clip_vision_tower<C>>(clip_weights(directory));
     });
 }
 
@@ -202,7 +202,7 @@ clip_text_model load_clip_text(const std::filesystem::path& directory, List list
         throw error("tokenizer and model disagree", directory.string(),
                     "the model has " + std::to_string(numbers.vocabulary) + " token ids, the tokenizer's largest is " +
                         std::to_string(tokenizer.largest_id()));
-    const safetensors_directory weights(directory);
+    const clip_weights weights(directory);
     auto tower = detail::make_tower<text_tower>(
         numbers, path.string(), list, [&]<class C>(C) { return std::make_unique<clip_text_tower<C>>(weights); });
     tower->eos_token_id = numbers.eos_token_id;

@@ -19,7 +19,7 @@
 namespace psae {
 
 // Weights by their Hugging Face names, from anything with read(name, shape) that gives a vector of floats, such as
-// safetensors_directory. Its error names the tensor that is missing or misshapen.
+// clip_weights. Its error names the tensor that is missing or misshapen.
 template <class Source>
 class weight_reader {
 public:
