@@ -12,7 +12,10 @@ struct saev_format {
 
     static bool recognise(const std::filesystem::path& given) {
         const auto path = torch_path(given);
-        return path.extension() == ".pt" && begins_with(path, "{");
+        if (!begins_with(path, "{")) return false;
+        const file_bytes bytes(path);
+        // A damaged one is still one by its name.
+        return path.extension() == ".pt" || beginning(bytes).find("\nPK\3\4") != std::string_view::npos;
     }
     static std::optional<bool> centring(const sae_description&) { return false; }
 
@@ -23,9 +26,8 @@ struct saev_format {
         sae_weights s;
         s.centred_input = false;
         {
-            constexpr std::size_t longest = std::size_t{1} << 20;
             const file_bytes bytes(path);
-            const std::string_view text(reinterpret_cast<const char*>(bytes.data()), std::min(bytes.size(), longest));
+            const std::string_view text = beginning(bytes);
             head = text.find('\n');
             if (head == text.npos) throw error("not a checkpoint of saev", where, "expected a line of JSON");
             const auto json = parse_json(text.substr(0, head), where);
@@ -74,6 +76,11 @@ struct saev_format {
     }
 
 private:
+    // What the line of JSON must end in.
+    static std::string_view beginning(const file_bytes& bytes) {
+        constexpr std::size_t longest = std::size_t{1} << 20;
+        return {reinterpret_cast<const char*>(bytes.data()), std::min(bytes.size(), longest)};
+    }
     // Before schema 2 the activation may be the name of the configuration's class, and before there were schemas all were
     // ReLU; before schema 5 d_sae may be given as a multiple of d_in.
     static void read_description(sae_weights& s, const rapidjson::Value& json, const std::string& where) {
