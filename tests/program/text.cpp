@@ -66,7 +66,7 @@ TEST_CASE("tokenize gives the golden ids") {
     CHECK(relative_difference(floats(work / "both.npz", "image_embeds"), floats(expected, "image_embeds")) < 6.8e-6);
 }
 
-TEST_CASE("texts that are too long are cut and reported; those that are no texts are refused") {
+TEST_CASE("texts that are too long are cut and reported, and those that are no texts are refused") {
     const folder work;
     const auto arguments = [&](const char* command, const char* option) {
         return std::vector<std::string>{command, "--model",       golden / "clip_tiny", option, work / "texts.txt",
