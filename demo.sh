@@ -46,9 +46,10 @@ labelled=$photos
 templates=()
 if [[ $# -eq 0 ]]; then
     labelled=$out/classes.csv
-    awk -F '"' -v root="$PWD/$photos" 'BEGIN { print "path,label" }
+    awk -F '"' -v root="$PWD/$photos" 'BEGIN { print "path,label,split" }
         $2 == "name" { class = $4 }
-        $2 ~ /\.(png|jpg)$/ { print root "/" $2 "," class }' "$model/classes.json" >"$labelled"
+        $2 == "train" || $2 == "test" { split_name = $2 }
+        $2 ~ /\.(png|jpg)$/ { print root "/" $2 "," class "," split_name }' "$model/classes.json" >"$labelled"
     sed -n '/"templates"/,/]/s/^  "\(.*\)",*$/\1/p' "$model/classes.json" >"$out/templates.txt"
     templates=(--templates "$out/templates.txt")
 fi
@@ -57,6 +58,15 @@ $patchsae evaluate --model "$model" --sae "$sae" --images "$labelled" "${templat
 echo "== latents, scatter plots, reference-image grids"
 # Labels are the first-level folders: in the stamps the package's own topics (animals, food, town, ...).
 $patchsae latents --model "$model" --sae "$sae" --images "$photos" --out "$sae/latents" | tee "$out/latents.txt"
+
+if [[ $# -eq 0 ]]; then
+    echo "== latents of the classes"
+    $patchsae classes --model "$model" --sae "$sae" --images "$labelled" --split train --out "$sae/classes"
+
+    echo "== interventions: latents chosen on the training photos, accuracy on the others"
+    $patchsae intervene --model "$model" --sae "$sae" --images "$labelled" --split test \
+        --class-latents "$sae/classes/class_latents.npz" "${templates[@]}" --out "$sae/interventions"
+fi
 
 echo "== masks"
 # For the latents that `latents` named: where they fire in the photo that activates each most.

@@ -16,19 +16,16 @@ struct state {
     std::size_t top = 10;
 };
 
-// For people: the first latents of the first classes.
-void print_classes(const psae::named_class_latents& l, const psae::latent_ranking& ranking) {
+// For people: what is most specific to the first classes. (The .csv ranks by count: its first latents fire on everything.)
+void print_classes(const psae::named_class_latents& l) {
     constexpr std::size_t most_classes = 20, most_latents = 4;
     const auto fires = l.counts.of_all();
-    std::vector<std::vector<std::string>> table{{"class", "images", "first latents: on how much of the class (npmi)"}};
+    std::vector<std::vector<std::string>> table{
+        {"class", "images", "most specific latents: on how much of the class (phi)"}};
     for (std::size_t c = 0; c < std::min(most_classes, l.classes.size()); ++c) {
         std::string latents;
-        const auto own = ranking.of_class(c);
-        for (const std::uint32_t f : own.first(std::min(most_latents, own.size()))) {
-            if (l.counts.of_class(c)[f] == 0) break;
-            const auto a = psae::association_of(l.counts, c, f, fires[f]);
-            latents += fmt::format("{}{}: {:.0f}% ({:.2f})", latents.empty() ? "" : "  ", f, 100 * a.frequency, a.npmi);
-        }
+        for (const auto& [f, a] : psae::specific_latents(l.counts, c, most_latents, fires))
+            latents += fmt::format("{}{}: {:.0f}% ({:.2f})", latents.empty() ? "" : "  ", f, 100 * a.frequency, a.phi);
         table.push_back({l.classes[c], std::to_string(l.counts.images[c]), latents.empty() ? "-" : latents});
     }
     print_table(table);
@@ -71,7 +68,7 @@ void run(state& s, const CLI::App& sub) {
             .print();
         return;
     }
-    print_classes(l, ranking);
+    print_classes(l);
     fmt::print("{} of {} latents fire on {} pictures of {} classes ({} skipped), counted by {} above {}: {}\n", firing,
                l.counts.latents, images, l.classes.size(), skipped, s.counting.count, s.counting.tau, s.out);
 }

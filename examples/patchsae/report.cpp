@@ -1,6 +1,10 @@
+#include <map>
+#include <numeric>
 #include <tuple>
 
 #include <psae/attribution/report.hpp>
+#include <psae/io/class_latents_file.hpp>
+#include <psae/io/file_bytes.hpp>
 #include <psae/io/json.hpp>
 #include <psae/io/latents_file.hpp>
 #include <psae/io/training_curves.hpp>
@@ -14,7 +18,7 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string run, latents, out;
+    std::string run, latents, classes, interventions, out;
     std::size_t count = 48, top = 8;
     std::vector<std::size_t> chosen;
 };
@@ -63,7 +67,114 @@ void add_training(const state& s, psae::report& page) {
                                                                                : fmt::format(fmt::runtime(format), v));
 }
 
-void add_latents_of(const state& s, const psae::sae_weights& sae, image_options images, psae::report& page) {
+std::string text_of_file(const std::filesystem::path& path) {
+    const psae::file_bytes bytes(path);
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// A table of the latents that are specific to each class; the first of each is to have a card.
+void add_classes_of(const state& s, const psae::sae_weights& sae, psae::report& page,
+                    std::vector<std::size_t>& chosen) {
+    if (s.classes.empty()) return;
+    constexpr std::size_t most_classes = 100, top = 4;
+    const auto path = std::filesystem::path(s.classes) / "class_latents.npz";
+    const auto l = psae::read_class_latents_npz(path);
+    if (l.counts.latents != sae.d_sae)
+        throw psae::error("class-level latents are of another SAE", path.string(),
+                          fmt::format("expected {} latents, found {}", sae.d_sae, l.counts.latents));
+    const bool tokens = l.counts.what == psae::class_count::tokens;
+    psae::report_section part{
+        "Latents of the classes",
+        fmt::format(
+            "The latents most specific to each class, by the correlation (phi) of firing and belonging to it (1: "
+            "on all of the class and on nothing else). In brackets on how many of the class's {} the latent fires.",
+            tokens ? "tokens" : "images"),
+        {},
+        {"class", "images"},
+        {}};
+    for (std::size_t i = 1; i <= top; ++i) part.header.push_back("latent " + std::to_string(i));
+    const auto fires = l.counts.of_all();
+    for (std::size_t c = 0; c < std::min(most_classes, l.classes.size()); ++c) {
+        std::vector<psae::report_field> row{{l.classes[c]}, {std::to_string(l.counts.images[c])}};
+        for (const auto& [f, a] : psae::specific_latents(l.counts, c, top, fires)) {
+            row.push_back({fmt::format("{}: {:.2f} ({:.0f}%)", f, a.phi, 100 * a.frequency), f});
+            if (row.size() == 3 && std::find(chosen.begin(), chosen.end(), f) == chosen.end()) chosen.push_back(f);
+        }
+        part.rows.push_back(std::move(row));
+    }
+    if (l.classes.size() > most_classes)
+        page.notes.push_back(
+            fmt::format("The table of classes shows the first {} of {}.", most_classes, l.classes.size()));
+    page.sections.push_back(std::move(part));
+}
+
+// What `intervene` wrote: its curves, and accuracy by k.
+void add_interventions_of(const state& s, psae::report& page) {
+    if (s.interventions.empty()) return;
+    const std::filesystem::path directory = s.interventions;
+    const auto path = directory / "metrics.csv";
+    const auto rows = psae::detail::parse_table(text_of_file(path), ',', path.string());
+    psae::report_section part{
+        "Interventions",
+        "Zero-shot accuracy while only the first k latents of a picture's class are kept at the "
+        "hooked layer, or while they are removed, with 95% intervals; beside it the mean of as many "
+        "random latents.",
+        {},
+        {"error term", "k", "keep", "keep random", "remove", "remove random"},
+        {}};
+    for (const char* name : {"accuracy.svg", "accuracy_with_error_term.svg"})
+        if (std::filesystem::exists(directory / name)) part.drawings.push_back(text_of_file(directory / name));
+    std::vector<std::string> wanted{"latents",      "action",       "k", "error_term", "accuracy",
+                                    "accuracy_low", "accuracy_high"};
+    std::vector<std::size_t> column;
+    for (const std::string& name : wanted) {
+        const auto found = rows.empty() ? std::vector<std::string>{} : rows[0].second;
+        const auto at = std::find(found.begin(), found.end(), name);
+        if (at == found.end())
+            throw psae::error("table has no column " + name, path.string(), "expected what intervene writes");
+        column.push_back(std::size_t(at - found.begin()));
+    }
+    const auto number = [&](const std::pair<std::size_t, std::vector<std::string>>& row, std::size_t which) {
+        const std::string& text = row.second[column[which]];
+        char* end = nullptr;
+        const double v = std::strtod(text.c_str(), &end);
+        if (text.empty() || *end != '\0')
+            throw psae::error("not a number", path.string() + ", line " + std::to_string(row.first),
+                              wanted[which] + " " + text);
+        return 100 * v;
+    };
+    std::map<std::pair<std::ptrdiff_t, std::size_t>, std::vector<double>> random;  // by row and column of the part
+    for (std::size_t r = 1; r < rows.size(); ++r) {
+        const auto& fields = rows[r].second;
+        if (fields.size() != rows[0].second.size())
+            throw psae::error("table row has a wrong number of fields",
+                              path.string() + ", line " + std::to_string(rows[r].first),
+                              fmt::format("expected {}, found {}", rows[0].second.size(), fields.size()));
+        const std::string &latents = fields[column[0]], &action = fields[column[1]], &k = fields[column[2]],
+                          &error_term = fields[column[3]];
+        if (latents == "none")
+            page.facts.emplace_back("Zero-shot accuracy", fmt::format("{:.1f}%", number(rows[r], 4)));
+        if (action != "keep" && action != "remove") continue;
+        const std::string with = error_term == "true" ? "with" : "without", shown = latents == "all" ? "all" : k;
+        auto row = std::find_if(part.rows.begin(), part.rows.end(),
+                                [&](const auto& f) { return f[0].text == with && f[1].text == shown; });
+        if (row == part.rows.end()) row = part.rows.insert(part.rows.end(), {{with}, {shown}, {}, {}, {}, {}});
+        const std::size_t at = action == "keep" ? 2 : 4;
+        if (latents == "random") {
+            auto& values = random[{row - part.rows.begin(), at}];
+            values.push_back(number(rows[r], 4));
+            (*row)[at + 1].text =
+                fmt::format("{:.1f}%", std::accumulate(values.begin(), values.end(), 0.0) / double(values.size()));
+        } else {
+            (*row)[at].text =
+                fmt::format("{:.1f}% ({:.1f} to {:.1f})", number(rows[r], 4), number(rows[r], 5), number(rows[r], 6));
+        }
+    }
+    page.sections.push_back(std::move(part));
+}
+
+void add_latents_of(const state& s, const psae::sae_weights& sae, image_options images, std::vector<std::size_t> chosen,
+                    psae::report& page) {
     const auto path = std::filesystem::path(s.latents) / "latents.npz";
     if (s.latents.empty() || !std::filesystem::exists(path)) {
         page.notes.push_back(
@@ -85,7 +196,6 @@ void add_latents_of(const state& s, const psae::sae_weights& sae, image_options 
     if (latents.class_names.empty())
         page.notes.push_back("The images have no labels, so there is no label entropy and no label distribution.");
 
-    auto chosen = s.chosen;
     for (const std::size_t f : chosen)
         if (f >= summary.latents)
             throw psae::error("no such latent", s.run, fmt::format("0 to {}, found {}", summary.latents - 1, f));
@@ -127,6 +237,8 @@ void run(state& s) {
         throw psae::error("no such directory", s.images.model, "expected a Hugging Face CLIP directory");
     if (s.latents.empty() && std::filesystem::exists(directory / "latents"))
         s.latents = (directory / "latents").string();
+    for (auto [given, name] : {std::pair{&s.classes, "classes"}, {&s.interventions, "interventions"}})
+        if (given->empty() && std::filesystem::is_directory(directory / name)) *given = (directory / name).string();
     if (s.out.empty()) s.out = (directory / "report.html").string();
     prepare_folder_of(s.out);
 
@@ -140,7 +252,10 @@ void run(state& s) {
                                 sae.k > 0 ? fmt::format(", k {}", sae.k) : "", sae.d_sae, sae.d_in);
     if (!images.model.empty()) page.subtitle += fmt::format(", on hidden state {} of {}", images.layer, images.model);
     add_training(s, page);
-    add_latents_of(s, sae, images, page);
+    auto chosen = s.chosen;
+    add_classes_of(s, sae, page, chosen);
+    add_interventions_of(s, page);
+    add_latents_of(s, sae, images, std::move(chosen), page);
     if (const auto cfg = directory / "cfg.json"; std::filesystem::exists(cfg))
         flatten(psae::read_json(cfg), "", page.configuration);
     if (const auto options = directory / "run_config.json"; std::filesystem::exists(options)) {
@@ -177,6 +292,10 @@ void add_report(CLI::App& app) {
     sub->add_option("--sae,--run", s->run, "the run, or another SAE")->required();
     sub->add_option("--latents", s->latents,
                     "what the command latents wrote (default: latents in the run's directory)");
+    sub->add_option("--classes", s->classes,
+                    "what the command classes wrote (default: classes in the run's directory)");
+    sub->add_option("--interventions", s->interventions,
+                    "what the command intervene wrote (default: interventions in the run's directory)");
     sub->add_option("--count", s->count, "latents to show, the most interesting ones")->check(CLI::Range(0, 1000));
     sub->add_option("--latent", s->chosen, "latents to show in any case");
     sub->add_option("--top", s->top, "images a latent")->check(CLI::Range(0, 100));

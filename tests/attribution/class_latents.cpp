@@ -112,12 +112,15 @@ TEST_CASE("how a latent and a class go together") {
     CHECK(of(0, 0).share == 1);
     CHECK(of(0, 0).frequency == 1);
     CHECK(of(0, 0).class_share == 0.25);
+    CHECK(of(0, 0).phi == Approx(1));
     // On half of each class: independent.
     CHECK(of(0, 2).npmi == Approx(0).margin(1e-12));
     CHECK(of(0, 2).share == Approx(0.25));
     CHECK(of(1, 2).frequency == 0.5);
+    CHECK(of(1, 2).phi == Approx(0).margin(1e-12));
     // On everything: independent too.
     CHECK(of(1, 3).npmi == Approx(0).margin(1e-12));
+    CHECK(of(1, 3).phi == 0);
     // Never; and together never.
     CHECK(of(0, 1).npmi == -1);
     CHECK(of(0, 1).share == 0);
@@ -126,6 +129,17 @@ TEST_CASE("how a latent and a class go together") {
     CHECK(of(2, 3).frequency == 0);
     // By hand: p(c, f) = 3/40, p(c) = 30/40, p(f) = 3/40.
     CHECK(of(1, 4).npmi == Approx(std::log((3 / 40.0) / (30 / 40.0 * 3 / 40.0)) / -std::log(3 / 40.0)));
+    // The correlation of two columns of 40 noughts and ones: 3 images have both, 27 the class alone, 10 neither.
+    CHECK(of(1, 4).phi == Approx((3 * 10 - 0 * 27) / std::sqrt(30.0 * 10 * 3 * 37)));
+    CHECK(of(0, 4).phi == Approx((0 * 27 - 3 * 10) / std::sqrt(10.0 * 30 * 3 * 37)));
+    // By phi: latent 0 goes with class 0, then latent 2, which is everywhere alike; 1 and 4 never fire on it.
+    const auto specific = psae::specific_latents(counts, 0, 9, fires);
+    REQUIRE(specific.size() == 3);
+    CHECK(specific[0].first == 0);
+    CHECK(specific[1].first == 2);  // of equal ones the smaller index
+    CHECK(specific[2].first == 3);
+    CHECK(psae::specific_latents(counts, 1, 1, fires).front().first == 4);
+    CHECK(psae::specific_latents(counts, 2, 9, fires).empty());
     // Tokens: as many times more are possible.
     counts.what = psae::class_count::tokens, counts.tokens_per_image = 2;
     CHECK(of(0, 0).frequency == 0.5);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <psae/attribution/report.hpp>
+#include <psae/io/class_latents_file.hpp>
 #include <psae/io/json.hpp>
 #include <psae/io/latents_file.hpp>
 #include <psae/io/sae_file.hpp>
@@ -447,6 +448,47 @@ TEST_CASE("the program's report holds everything and trusts no name", "[program]
     CHECK(count(html, "class=\"map\"") == pictures);
     CHECK(html.find("x&quot;&gt;&lt;img src=q onerror=alert(1)&gt;&amp;") != std::string::npos);
     CHECK(html.find("&lt;script&gt;alert(2)&lt;script&gt;") != std::string::npos);
+
+    // What classes and intervene found, from their folders in the run's.
+    const auto in_run = [&](std::vector<std::string> arguments, const char* out) {
+        for (const std::string& more :
+             {std::string("--model"), (pipeline / "model").string(), std::string("--sae"),
+              (folder.path / "run").string(), std::string("--images"), (folder.path / "images").string(),
+              std::string("--out"), (folder.path / "run" / out).string()})
+            arguments.push_back(more);
+        const auto r = run(folder.path, arguments);
+        INFO(r.err);
+        REQUIRE(r.code == 0);
+    };
+    in_run({"classes", "--tau", "0.05"}, "classes");
+    const auto counts = (folder.path / "run" / "classes" / "class_latents.npz").string();
+    in_run({"intervene", "--class-latents", counts, "--k", "1", "4", "--random", "2"}, "interventions");
+    html = report();
+    CHECK(count(html, "<svg") == 6);
+    CHECK(count(html, "data:image/svg+xml;base64,") == 2);
+    CHECK(count(html, "<tr><th>") == 2);
+    const auto l = psae::read_class_latents_npz(counts);
+    const auto first = psae::specific_latents(l.counts, 1, 1, l.counts.of_all())[0].first;
+    CHECK(l.classes[1] == "house");
+    CHECK(html.find("<td>house</td><td>6</td><td><a href=\"#latent-" + std::to_string(first) + "\">") !=
+          std::string::npos);
+    CHECK(count(html, "<td>without</td>") == 3);  // k 1, 4 and all
+    CHECK(count(html, "<td>with</td>") == 3);
+    // Each row has all six fields but for random ones of all latents: the mean of the two repeats is one of them.
+    const auto metrics =
+        psae::detail::parse_table(contents(folder.path / "run" / "interventions" / "metrics.csv"), ',', "");
+    double sum = 0;
+    for (const auto& [line, f] : metrics)
+        if (f[0] == "random" && f[2] == "remove" && f[3] == "4" && f[4] == "false") sum += std::stod(f[6]);
+    char mean[32];
+    std::snprintf(mean, sizeof mean, "<td>%.1f%%</td></tr>", 100 * sum / 2);
+    CHECK(html.find(mean) != std::string::npos);
+    psae::write_text(folder.path / "run" / "interventions" / "metrics.csv", "latents,k\n");
+    const auto refused = run(folder.path, {"report", "--sae", (folder.path / "run").string()});
+    CHECK(refused.code == 1);
+    CHECK(refused.err.find("table has no column action") != std::string::npos);
+    fs::remove_all(folder.path / "run" / "interventions");
+    fs::remove_all(folder.path / "run" / "classes");
 
     // A model that is named here has to be there; one that the SAE came from may have gone.
     CHECK(run(folder.path, {"report", "--sae", (folder.path / "run").string(), "--model", "gone"}).code == 1);

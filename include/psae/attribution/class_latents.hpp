@@ -140,6 +140,9 @@ struct class_association {
     // mutual information in collocation extraction, 2009): 1 if the latent fires on the class's images, all of them,
     // and on no others, 0 if they are independent, -1 if they never come together.
     double npmi = -1;
+    // The correlation of the two events (phi, or Matthews correlation coefficient): 1 and 0 as npmi, but a latent that fires
+    // on one image of many is near 0. 0 where the latent or the class is always or never there.
+    double phi = 0;
 };
 
 // fires: the count of the latent over all classes, an element of of_all().
@@ -150,6 +153,8 @@ inline class_association association_of(const class_latent_counts& counts, std::
     const double both = counts.of_class(c)[latent], of_class = double(counts.possible(c));
     class_association a;
     if (all > 0) a.class_share = of_class / all;
+    const double fired = double(fires), spread = of_class * (all - of_class) * fired * (all - fired);
+    if (spread > 0) a.phi = (both * all - of_class * fired) / std::sqrt(spread);
     if (both == 0) return a;
     a.frequency = both / of_class;
     a.share = both / double(fires);
@@ -183,6 +188,20 @@ inline latent_ranking rank_latents(const class_latent_counts& counts, std::size_
         ranking.latents.insert(ranking.latents.end(), order.begin(), order.begin() + std::ptrdiff_t(top));
     }
     return ranking;
+}
+
+// The `top` latents of class c that are most specific to it, by phi; of equal ones the smaller index first. Fewer if
+// fewer fire on the class. fires: of_all() of the counts.
+inline std::vector<std::pair<std::uint32_t, class_association>> specific_latents(const class_latent_counts& counts,
+                                                                                 std::size_t c, std::size_t top,
+                                                                                 std::span<const std::uint64_t> fires) {
+    std::vector<std::pair<std::uint32_t, class_association>> found;
+    for (std::uint32_t f = 0; f < counts.latents; ++f)
+        if (counts.of_class(c)[f] > 0) found.emplace_back(f, association_of(counts, c, f, fires[f]));
+    std::stable_sort(found.begin(), found.end(),
+                     [](const auto& a, const auto& b) { return a.second.phi > b.second.phi; });
+    if (found.size() > top) found.resize(top);
+    return found;
 }
 
 // A control for that ranking: `top` latents of each class drawn at random, without replacement. Latents that fire on

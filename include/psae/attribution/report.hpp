@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,12 +25,27 @@ struct report_latent {
     std::vector<std::pair<std::string, double>> labels;  // of its top images, with their shares, the largest first
 };
 
+// A field of a table; one that speaks of a latent leads to the latent's card, if the page has it.
+struct report_field {
+    std::string text;
+    std::optional<std::size_t> latent{};
+};
+
+// A part of the page with what another command found: drawings, then a table.
+struct report_section {
+    std::string title, explanation;
+    std::vector<std::string> drawings;  // SVG files. They are shown as images, so nothing in them is run
+    std::vector<std::string> header;
+    std::vector<std::vector<report_field>> rows;
+};
+
 // What is empty is left out of the page; a note says why.
 struct report {
     std::string title, subtitle;
     std::vector<std::pair<std::string, std::string>> facts;  // name and value: the final metrics
     std::vector<chart> curves, scatter;
     latent_summary summary;
+    std::vector<report_section> sections;
     std::vector<report_latent> latents;
     std::vector<std::pair<std::string, std::string>> configuration;
     std::vector<std::string> notes;  // what is missing from the page, and why
@@ -111,6 +127,9 @@ p{margin:.3rem 0}.soft{color:var(--soft);overflow-wrap:anywhere}
 details{margin-top:.5rem}summary{cursor:pointer}
 table{border-collapse:collapse;font-size:.88rem;margin:.6rem 0}td{padding:.2rem 1.4rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
 td:first-child{color:var(--soft);overflow-wrap:normal}
+th{text-align:left;font-weight:600;padding:.2rem 1.4rem .2rem 0;border-bottom:1px solid var(--line)}
+.wide{overflow-x:auto}.wide td{font-variant-numeric:tabular-nums;white-space:nowrap}.wide a{color:var(--accent)}
+.charts figure img{display:block;width:100%;height:auto;max-width:34rem;margin:0 auto;background:#fff;border-radius:6px}
 .switch{position:absolute;opacity:0}.switch:focus-visible+.tools .for-switch{outline:2px solid var(--accent)}
 .for-switch{cursor:pointer;border:1px solid var(--line);border-radius:8px;padding:.3rem .7rem;background:var(--card)}
 #masks:checked+.tools .for-switch{background:var(--bar)}
@@ -167,6 +186,35 @@ inline std::string report_card(const latent_summary& s, const report_latent& l, 
     return out + "</article>\n";
 }
 
+inline std::string report_part(const report& r, const report_section& part) {
+    std::string out = "<section>\n<h2>" + html_text(part.title) + "</h2>\n<p class=\"soft\">" +
+                      html_text(part.explanation) + "</p>\n";
+    if (!part.drawings.empty()) {
+        out += "<div class=\"charts\">\n";
+        for (const std::string& svg : part.drawings)
+            out += "<figure><img alt=\"" + html_text(part.title) + "\" src=\"data:image/svg+xml;base64," + base64(svg) +
+                   "\"></figure>\n";
+        out += "</div>\n";
+    }
+    if (part.rows.empty()) return out + "</section>\n";
+    out += "<div class=\"wide\"><table>\n<tr>";
+    for (const std::string& name : part.header) out += "<th>" + html_text(name) + "</th>";
+    out += "</tr>\n";
+    for (const auto& row : part.rows) {
+        out += "<tr>";
+        for (const report_field& field : row) {
+            const bool has_card = field.latent && std::any_of(r.latents.begin(), r.latents.end(),
+                                                              [&](const auto& l) { return l.latent == *field.latent; });
+            out += "<td>";
+            if (has_card) out += "<a href=\"#latent-" + std::to_string(*field.latent) + "\">";
+            out += html_text(field.text);
+            out += has_card ? "</a></td>" : "</td>";
+        }
+        out += "</tr>\n";
+    }
+    return out + "</table></div>\n</section>\n";
+}
+
 }  // namespace detail
 
 // The page, in UTF-8. Every text of the report may be anything: it is escaped.
@@ -196,6 +244,7 @@ inline std::string to_html(const report& r) {
            "<p class=\"soft\">One point a latent that fires: the fraction of tokens on which it does, and its mean "
            "activation there.</p>\n",
            r.scatter);
+    for (const report_section& part : r.sections) out += detail::report_part(r, part);
     if (!r.latents.empty()) {
         const bool labelled =
             std::any_of(r.latents.begin(), r.latents.end(), [](const auto& l) { return !l.labels.empty(); });
