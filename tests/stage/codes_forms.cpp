@@ -122,6 +122,37 @@ TEST_CASE("codes: two decoders of one matrix read the same tiles") {
     check_forms(f, loss);
 }
 
+TEST_CASE("codes: a decoder that goes on from a reconstruction") {
+    fixture f;
+    const auto in_tiles = [&](auto x) {
+        auto& s = f.sae;
+        auto base = evaluate(x * s.b_dec);  // before the encoder, so that tiles can read it
+        auto z = encode(x, s.W_enc, s.b_enc, relu{});
+        return mean(square(decode(z, s.W_dec, base) - x));
+    };
+    check_forms(f, in_tiles);
+    // From prefix to prefix is the same as the sums of separate decoders.
+    const auto going_on = [&](auto x) {
+        auto& s = f.sae;
+        auto z = encode(x, s.W_enc, s.b_enc, relu{});
+        auto first = decode(z, s.W_dec, s.b_dec, {0, 40}), second = decode(z, s.W_dec, first, {40, latents});
+        return mean(square(first - x)) + mean(square(second - x) * abs(x));
+    };
+    const auto apart = [&](auto x) {
+        auto& s = f.sae;
+        auto z = encode(x, s.W_enc, s.b_enc, relu{});
+        auto first = decode(z, s.W_dec, s.b_dec, {0, 40}), more = decode(z, s.W_dec, {40, latents});
+        return mean(square(first - x)) + mean(square(first + more - x) * abs(x));
+    };
+    check_equal(sweep(f.sae, f.x, codes_form::entries, going_on), sweep(f.sae, f.x, codes_form::entries, apart));
+    const auto of_another_size = [&](auto x) {
+        auto& s = f.sae;
+        auto z = encode(x, s.W_enc, s.b_enc, relu{});
+        return mean(decode(z, s.W_dec, on_tape_of(x, s.b_enc)));
+    };
+    CHECK_THROWS_AS(sweep(f.sae, f.x, codes_form::entries, of_another_size), error);
+}
+
 TEST_CASE("codes: codes made from codes, and numbers by latent") {
     fixture f;
     const auto loss = [&](auto x) {

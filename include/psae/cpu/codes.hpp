@@ -153,13 +153,13 @@ std::pair<std::size_t, std::size_t> entries_of(const codes_view<T>& z, std::size
 }  // namespace detail
 
 // out[t, :] = bias + sum over entries of weight[i] * W[latent[i], :], for latents in the range; bias may be null. out:
-// [n, d]. weights: [nnz].
+// [n, d]. weights: [nnz]. Rows of bias are bias_stride apart, 0 for a single one.
 template <class T>
 void sparse_decode(cpu& device, T* out, const codes_view<T>& z, const T* weights, const T* W, const T* bias,
-                   std::size_t d, latent_range range = {}) {
+                   std::size_t d, latent_range range = {}, std::size_t bias_stride = 0) {
     detail::each_token(device, z.tokens, [&](std::size_t t) {
         T* row = out + t * d;
-        for (std::size_t c = 0; c < d; ++c) row[c] = bias == nullptr ? T(0) : bias[c];
+        for (std::size_t c = 0; c < d; ++c) row[c] = bias == nullptr ? T(0) : bias[t * bias_stride + c];
         const auto [first, end] = detail::entries_of(z, t, range);
         for (std::size_t i = first; i < end; ++i) {
             const T w = weights[i];

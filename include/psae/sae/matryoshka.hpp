@@ -34,7 +34,7 @@ struct matryoshka : Base {
         auto inner = zero_like(x);
         for (std::size_t i = 1; i < widths.size(); ++i) {
             inner = evaluate(inner + error);
-            x_hat = evaluate(x_hat + decode(z, this->W_dec, {widths[i - 1], widths[i]}));
+            x_hat = decode(z, this->W_dec, x_hat, {widths[i - 1], widths[i]});
             error = evaluate(squared_error(x_hat, x));
         }
         auto mse = term("mse", share * error);

@@ -22,16 +22,16 @@ struct decode_stage {
     void forward(Tape& t) {
         const T* b = nullptr;
         if constexpr (!std::is_same_v<B, no_bias>) b = bias.data;
-        const std::size_t d = weights.cols();
+        const std::size_t d = weights.cols(), stride = bias_stride();
         if (!z.codes->dense()) {
             const codes_view<T>& codes = z.codes->entries;
-            sparse_decode(t.device(), out.storage, codes, codes.value, weights.data, b, d, range);
+            sparse_decode(t.device(), out.storage, codes, codes.value, weights.data, b, d, range, stride);
             return;
         }
         const codes_tile<T>& tile = z.codes->tile;
         if (tile.first == 0)
             for (std::size_t i = 0; i < tile.tokens; ++i)
-                for (std::size_t c = 0; c < d; ++c) out.storage[i * d + c] = b == nullptr ? T(0) : b[c];
+                for (std::size_t c = 0; c < d; ++c) out.storage[i * d + c] = b == nullptr ? T(0) : b[i * stride + c];
         product(t.device(), t.arena(), false, false, tile.tokens, d, tile.count, tile.value,
                 weights.data + tile.first * d, write::add, out.storage);
     }
@@ -55,6 +55,11 @@ struct decode_stage {
     }
 
 private:
+    // Of one row that all tokens share it is 0.
+    std::size_t bias_stride() const {
+        if constexpr (std::is_same_v<B, no_bias>) return 0;
+        else return bias.size() == weights.cols() ? 0 : weights.cols();
+    }
     // dz (+)= g W_dec^T and the rows z^T g of W_dec's gradient, for the latents of the tile at hand.
     template <class Tape>
     void backward_of_tile(Tape& t, T* dz, const T* g, write how) {
@@ -78,7 +83,7 @@ auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& 
     std::size_t latest = 0;
     if constexpr (!std::is_same_v<B, no_bias>) {
         latest = latest_stage(bias);
-        if (bias.size() != weights.cols())
+        if (bias.size() != weights.cols() && bias.size() != z.tokens * weights.cols())
             throw error("shapes do not fit", "decode",
                         "W_dec " + to_string(weights.shape()) + ", b_dec " + to_string(bias.shape()));
     }
@@ -96,7 +101,8 @@ auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& 
 
 }  // namespace detail
 
-// x_hat [n, d_in] from codes, W_dec [d_sae, d_in] and b_dec [d_in]; from the latents of a range only.
+// x_hat [n, d_in] from codes, W_dec [d_sae, d_in] and b_dec [d_in]; from the latents of a range only. b_dec may also be a
+// reconstruction [n, d_in] that the latents are added to.
 template <class T, class Tape, operand W, operand B>
 auto decode(const codes_variable<T, Tape>& z, const W& W_dec, const B& b_dec, latent_range range = {}) {
     static_assert(detail::merge_extents(node_t<W>::shape_type::static_cols, node_t<B>::shape_type::static_cols) != 0,
