@@ -145,12 +145,6 @@ TEST_CASE("codes: a decoder that goes on from a reconstruction") {
         return mean(square(first - x)) + mean(square(first + more - x) * abs(x));
     };
     check_equal(sweep(f.sae, f.x, codes_form::entries, going_on), sweep(f.sae, f.x, codes_form::entries, apart));
-    const auto of_another_size = [&](auto x) {
-        auto& s = f.sae;
-        auto z = encode(x, s.W_enc, s.b_enc, relu{});
-        return mean(decode(z, s.W_dec, on_tape_of(x, s.b_enc)));
-    };
-    CHECK_THROWS_AS(sweep(f.sae, f.x, codes_form::entries, of_another_size), error);
 }
 
 TEST_CASE("codes: codes made from codes, and numbers by latent") {
