@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Ours beside PyTorch, ONNX Runtime, OpenVINO and Pillow, run in turns, since a shared machine drifts by 20%.
-#   bench/compare.sh [rounds, default 3] [sae_step|vit|preprocess ...]
+#   bench/compare.sh [rounds, default 3] [sae_step|vit|preprocess|analysis ...]
 # BUILD: the folder with our programs; PEERS_VENV: a Python environment with bench/peers/requirements.txt,
-# made when absent (needs python3-venv and about 6 GB). The default shape needs 7 GB of memory.
+# made when absent (needs python3-venv and about 6 GB). SAELens takes part where it is installed in it.
+# The default shape needs 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-3}
@@ -65,7 +66,9 @@ for round in $(seq "$rounds"); do
             peer sae_step.careful --kind careful
             peer sae_step.eager_64 --kind eager --l0 64
             peer sae_step.topk --kind topk --k 64 --repeats 3
+            if "$venv/bin/python" -c 'import sae_lens' 2>/dev/null; then peer saelens; fi
             ;;
+        analysis) peer analysis ;;
         vit) peer vit ;;
         preprocess) peer preprocess "$images" ;;
         *) echo "no comparison named $program" >&2; exit 2 ;;

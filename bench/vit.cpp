@@ -10,23 +10,13 @@
 #include <psae/core/random.hpp>
 #include <psae/vit/clip_vision.hpp>
 
+#include "random_weights.hpp"
+
 using namespace psae;
 
 namespace {
 
 using config = clip_vit_b16;
-
-struct random_weights {
-    std::vector<float> read(const std::string& name, const std::vector<std::size_t>& shape) const {
-        std::size_t size = 1;
-        for (const std::size_t extent : shape) size *= extent;
-        std::vector<float> values(size, name.find("norm") != std::string::npos ? 1.0f : 0.0f);
-        random_stream random(7);
-        if (shape.size() > 1)
-            for (float& v : values) v = 0.03f * (random.uniform() - 0.5f);
-        return values;
-    }
-};
 
 double gflop(std::size_t images, std::size_t blocks) {
     constexpr double n = config::tokens, d = config::width, m = config::mlp;

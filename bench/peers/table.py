@@ -15,7 +15,8 @@ import sys
 PAIRS = [("sae_step dense (initial L0)", "sae_step dense", "", "sae_step/eager/0"),
          ("sae_step dense (initial L0)", "sae_step dense", "", "sae_step/careful/0"),
          ("sae_step relu, L0 64", "sae_step 64", "topk", "sae_step/eager/64"),
-         ("sae_step top 64", "sae_step 64 topk", "", "sae_step/topk/64")]
+         ("sae_step top 64", "sae_step 64 topk", "", "sae_step/topk/64"),
+         ("sae_step top 64", "sae_step 64 topk", "", "sae_step/saelens/64")]
 PAIRS += [(f"vit {part}, batch {b}", f"vit {part} {b}", "", f"vit/{part}/b{b}/{engine}")
           for part in ("full", "tap") for b in (1, 8) for engine in ("eager", "compile", "onnxruntime", "openvino")]
 PAIRS += [(f"preprocess {kind} (per image)", f"preprocess {kind}", "", f"preprocess/{kind}") for kind in ("jpeg", "png", "resize")]

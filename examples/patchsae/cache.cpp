@@ -73,7 +73,8 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
         }
         const float* tokens = x.data();
         for (std::size_t i = 0; i < which.size(); ++i) {
-            if (which[i] == writer.position()) good[i] ? writer.add(tokens) : writer.skip();
+            if (which[i] == writer.position())
+                good[i] ? writer.add(tokens, pictures.list().files[which[i]].string()) : writer.skip();
             if (good[i]) tokens += size;
         }
         bar.show(writer.position() - before);
@@ -101,7 +102,7 @@ void run(const state& s, const CLI::App& sub) {
     checked.reset();
     for (const auto& e : writer.damage()) report_line(std::string("patchsae: made again: ") + e.what());
     const std::size_t found = writer.shards_found();
-    require_room(s.out, (list.files.size() - writer.position()) * layout.picture_bytes());
+    require_room(s.out, writer.bytes_missing());
     auto pictures = read_pictures(list, s.images, how);
     try {
         write_pictures(s, *tower, layer, pictures, writer);

@@ -17,6 +17,22 @@ psae::class_count class_latent_options::what() const {
         psae::class_count_names.begin());
 }
 
+void class_latent_options::take(const psae::class_latent_counts& counts, CLI::App& command, bool as_reference,
+                                const std::string& file) {
+    const std::string theirs(psae::class_count_names[static_cast<std::size_t>(counts.what)]);
+    const auto refuse = [&](const auto& asked, const auto& found, const char* option) {
+        throw psae::error("class-level latents were counted by something else", file,
+                          fmt::format("expected {} {}, found {}", option, asked, found),
+                          "make them again by the command classes");
+    };
+    if ((as_reference || command.count("--count") > 0) && count != theirs) refuse(count, theirs, "--count");
+    if (command.count("--tau") > 0 && tau != counts.tau) refuse(tau, counts.tau, "--tau");
+    count = theirs;
+    tau = counts.tau;
+    command.get_option("--count")->default_str(count);
+    command.get_option("--tau")->default_str(fmt::format("{}", tau));
+}
+
 psae::class_latent_counts count_class_latents(const class_latent_options& options, const image_options& images,
                                               const psae::image_list& list,
                                               std::span<const std::int32_t> class_of_label, std::size_t classes,

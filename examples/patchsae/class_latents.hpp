@@ -12,6 +12,9 @@ struct class_latent_options {
     std::string count{psae::class_count_names[0]};
     void add_to(CLI::App& app);
     psae::class_count what() const;
+    // Takes what counts of a file were counted by, where nothing else was asked for on the command line (or, in
+    // `count`, by --as-reference); otherwise psae::error, which names the file.
+    void take(const psae::class_latent_counts& counts, CLI::App& command, bool as_reference, const std::string& file);
 };
 
 // The counts on those pictures of the list that have a class. psae::error if there are none.

@@ -166,7 +166,7 @@ void save_configuration(const CLI::App& subcommand, const std::filesystem::path&
         auto value = effective(*option, a);
         if (!value.IsNull()) json.AddMember(rapidjson::Value(name.c_str(), a), value, a);
     }
-    auto file = result / "run_config.json";
+    auto file = result / configuration_file;
     if (!std::filesystem::is_directory(result)) (file = result) += ".config.json";
     psae::write_text(file, psae::to_text(json));
 }

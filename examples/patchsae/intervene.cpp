@@ -73,14 +73,17 @@ std::vector<std::size_t> numbers_of_latents(const state& s, std::size_t d_sae) {
     return ks;
 }
 
-// The rows of a file of class-level latents in the order of the classes.
-psae::class_latent_counts read_counts(const state& s, const psae::image_list& list, std::size_t classes,
+// The rows of a file of class-level latents in the order of the classes. What they were counted by is that file's: what
+// was asked for otherwise is refused, and what was not becomes so.
+psae::class_latent_counts read_counts(state& s, CLI::App& sub, const psae::named_classes& named,
                                       const psae::sae_weights& sae) {
     auto file = psae::read_class_latents_npz(s.class_latents);
     if (file.counts.latents != sae.d_sae)
         throw psae::error("class-level latents and SAE do not fit", s.class_latents + " and " + s.sae,
                           fmt::format("expected d_sae {}, found {}", sae.d_sae, file.counts.latents));
-    const auto class_of_row = name_classes(s.zero_shot, s.images, list, file.classes).of_label;
+    s.counting.take(file.counts, sub, s.as_reference, s.class_latents);
+    const auto class_of_row = named.classes_of(file.classes);
+    const std::size_t classes = named.names.size();
     psae::class_latent_counts counts = file.counts;
     counts.classes = classes;
     counts.images.assign(classes, 0);
@@ -313,7 +316,7 @@ void print_experiment(const experiment& e, const state& s, const std::vector<std
                e.classes.size(), with_interval(e.plain()), s.out);
 }
 
-void run(state& s, const CLI::App& sub) {
+void run(state& s, CLI::App& sub) {
     const auto values = parse_values(s.set);
     if (s.as_reference) {
         s.by = "label";
@@ -349,20 +352,22 @@ void run(state& s, const CLI::App& sub) {
             training.split = s.train_split;
             training.limit = 0;
             const auto train_list = list_images(training);
-            const auto of_label = name_classes(s.zero_shot, s.images, list, train_list.class_names).of_label;
+            const auto of_label = task.classes.classes_of(train_list.class_names);
             std::size_t skipped = 0;
             counts = count_class_latents(s.counting, training, train_list, of_label, e.classes.size(), *tower, sae,
                                          device, skipped);
-            const std::set<std::filesystem::path> chosen_on(train_list.files.begin(), train_list.files.end());
-            if (const auto both = std::count_if(labelled.files.begin(), labelled.files.end(),
-                                                [&](const auto& file) { return chosen_on.contains(file); });
+            std::set<std::filesystem::path> chosen_on;  // however the paths were given
+            for (const auto& file : train_list.files) chosen_on.insert(std::filesystem::weakly_canonical(file));
+            if (const auto both = std::count_if(
+                    labelled.files.begin(), labelled.files.end(),
+                    [&](const auto& file) { return chosen_on.contains(std::filesystem::weakly_canonical(file)); });
                 both > 0)
                 report_line(
                     fmt::format("patchsae: {} of the pictures are among those that chose the latents: accuracies "
                                 "are not of unseen pictures",
                                 both));
         } else {
-            counts = read_counts(s, list, e.classes.size(), sae);
+            counts = read_counts(s, sub, task.classes, sae);
         }
         require_latents(s, counts, task, labelled);
         const std::size_t top = ks.empty() ? 0 : ks.back();

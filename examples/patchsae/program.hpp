@@ -81,8 +81,10 @@ std::vector<std::string> given_arguments(const CLI::App& subcommand);
 // The value of an option after parsing, given or default, as text.
 std::string effective_value(const CLI::App& subcommand, const std::string& name);
 
+inline constexpr const char* configuration_file = "run_config.json";
+
 // Writes the options the subcommand ran with, in the form --config reads: beside a file result as RESULT.config.json,
-// into a directory as run_config.json.
+// into a directory as configuration_file.
 void save_configuration(const CLI::App& subcommand, const std::filesystem::path& result);
 
 // Before the work on a result file: makes its folder. psae::error if the file could not be written there.

@@ -60,6 +60,8 @@ public:
                 name = member.value.GetString();
                 if (name.empty() || name != file_name_of(name) || name.front() == '.')
                     refuse("key name: expected letters, digits and any of =._+-, found " + name);
+                for (const char* file : {"sweep.csv", "pareto.png", configuration_file})
+                    if (name == file) refuse("key name: " + name + " is a file of the sweep");
             } else {
                 axis a = axis_of(key, member.value);
                 if (key == "variant") axes.front() = std::move(a);

@@ -112,12 +112,14 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
         else if (!own.init.empty()) runs[i]->start_from(psae::read_sae(own.init), own.init, of_its_layer);
         else runs[i]->initialise(of_its_layer);
     }
-    std::filesystem::create_directories(s.out);
-    save_configuration(command, s.out);
-    for (const planned_run& p : planned) {
-        std::filesystem::create_directories(p.options->out);
-        save_configuration(*p.command, p.options->out);
-    }
+    std::filesystem::create_directories(s.out);  // now: one that cannot be made is known before the work
+    for (const planned_run& p : planned) std::filesystem::create_directories(p.options->out);
+    bool saved = false;  // after a step only: what stops the work before leaves an earlier run as it was
+    const auto save_configurations = [&] {
+        if (std::exchange(saved, true)) return;
+        save_configuration(command, s.out);
+        for (const planned_run& p : planned) save_configuration(*p.command, p.options->out);
+    };
 
     const bool sweep = !s.sweep.empty();
     std::vector<std::optional<psae::error>> failures;
@@ -125,6 +127,7 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
         progress bar("steps", planned.front().options->steps);
         failures = psae::train_runs(
             rows.source, runs, planned.front().options->stream(), interrupted, [&](const psae::stream_progress& now) {
+                save_configurations();
                 const auto& last = runs.front()->last_step();
                 std::string more = fmt::format("  {:.4g} tokens/s", now.tokens_per_s);
                 if (sweep) more += fmt::format("  {} SAEs", runs.size());
@@ -134,6 +137,7 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
                 bar.show(now.steps_done, more, now.tokens_per_s / double(s.batch_tokens));
             });
     }
+    if (!saved) stop_if_interrupted();
     for (std::size_t i = 0; i < runs.size(); ++i)
         if (!failures[i]) psae::write_training_curves(planned[i].options->out);
     if (!sweep) {
@@ -177,6 +181,11 @@ void train_on_store(const train_options& s, const CLI::App& command, std::vector
     const psae::activation_store store(s.activations);
     for (planned_run& p : planned) {
         if (p.options->images.model.empty()) p.options->images.model = store.layout().model;
+        if (p.command->count("--layer") > 0 && p.options->images.layer != store.layout().layer)
+            throw psae::error("store is of another layer", s.activations,
+                              fmt::format("expected --layer {}, found hidden state {}", p.options->images.layer,
+                                          store.layout().layer),
+                              "leave --layer out");
         p.options->images.layer = store.layout().layer;
     }
     psae::store_reading reading{s.common.seed, s.order == "sequential", token_kind_of(s.token_kind)};

@@ -171,7 +171,7 @@ void train_options::complete(CLI::App& sub) {
     if (!images.images.empty() && images.model.empty()) throw CLI::RequiredError("--model");
     if (order == "sequential" && activations.empty())
         throw CLI::ValidationError("--order", "sequential goes with --activations");
-    if (token_kind != "all" && !is_store(activations))
+    if (token_kind != "all" && (activations.empty() || !is_store(activations)))
         throw CLI::ValidationError("--token-kind", "goes with a store as --activations");
     if (variant != "matryoshka" && !prefixes.empty())
         throw CLI::ValidationError("--prefixes", "goes with --variant matryoshka");

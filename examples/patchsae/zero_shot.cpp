@@ -11,20 +11,21 @@ void zero_shot_options::add_to(CLI::App& app) {
 }
 
 psae::named_classes name_classes(const zero_shot_options& options, const image_options& images,
-                                 const psae::image_list& list, const std::vector<std::string>& labels) {
-    if (!options.classes.empty()) return psae::name_classes(psae::read_lines(options.classes), labels, options.classes);
+                                 const psae::image_list& list) {
+    if (!options.classes.empty())
+        return psae::name_classes(psae::read_lines(options.classes), list.class_names, options.classes);
     if (list.class_names.empty())
         throw psae::error("there are no classes", images.images.front(),
                           "expected folders with the names of classes, or --classes FILE");
     std::vector<std::string> names;
     for (const std::string& folder : list.class_names) names.push_back(psae::class_name_of_folder(folder));
-    return psae::name_classes(names, labels, images.images.front());
+    return psae::name_classes(names, list.class_names, images.images.front());
 }
 
 zero_shot_task make_zero_shot_task(const zero_shot_options& options, const image_options& images,
                                    const psae::image_list& list, const psae::cpu& device, bool unit_mean) {
     zero_shot_task task;
-    task.classes = name_classes(options, images, list, list.class_names);
+    task.classes = name_classes(options, images, list);
     const auto text = load_text_model(images.model);
     const auto templates = psae::read_lines(options.templates.empty() ? find_data_file("imagenet_templates.txt")
                                                                       : std::filesystem::path(options.templates));

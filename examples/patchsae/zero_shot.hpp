@@ -16,9 +16,9 @@ struct zero_shot_task {
     psae::zero_shot_classifier classifier;
 };
 
-// The classes of --classes, or the labels of the list, and which of them each of `labels` means.
+// The classes of --classes, or the labels of the list.
 psae::named_classes name_classes(const zero_shot_options& options, const image_options& images,
-                                 const psae::image_list& list, const std::vector<std::string>& labels);
+                                 const psae::image_list& list);
 
 // Reads the classes of --classes, or takes the labels of the pictures, and embeds them. Labels that mean no class are
 // reported on stderr. unit_mean: as of psae::make_zero_shot_classifier.

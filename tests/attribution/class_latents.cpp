@@ -106,7 +106,9 @@ TEST_CASE("how a latent and a class go together") {
     counts.images = {10, 30, 0};
     counts.count = {10, 0, 5, 10, 0, /**/ 0, 0, 15, 30, 3, /**/ 0, 0, 0, 0, 0};
     const auto fires = counts.of_all();
-    const auto of = [&](std::size_t c, std::size_t f) { return psae::association_of(counts, c, f, fires[f]); };
+    const auto of = [&](std::size_t c, std::size_t f) {
+        return psae::association_of(counts, c, f, fires[f], counts.possible_of_all());
+    };
     // On the class's images, all of them, and on no others.
     CHECK(of(0, 0).npmi == Approx(1));
     CHECK(of(0, 0).share == 1);
@@ -148,7 +150,7 @@ TEST_CASE("how a latent and a class go together") {
     // One class and a latent that is always there tell nothing.
     psae::class_latent_counts one;
     one.classes = one.latents = 1, one.images = {4}, one.count = {4};
-    CHECK(psae::association_of(one, 0, 0, 4).npmi == 0);
+    CHECK(psae::association_of(one, 0, 0, 4, one.possible_of_all()).npmi == 0);
 }
 
 TEST_CASE("random latents: of those that fire first, each once, the same for the same seed") {

@@ -86,7 +86,7 @@ void give(activation_store_writer& writer, const store_layout& layout, std::size
           const std::set<std::size_t>& unreadable = {}, std::size_t most = ~std::size_t{0}) {
     for (; writer.position() < list && most > 0; --most) {
         if (unreadable.contains(writer.position())) writer.skip();
-        else writer.add(picture(layout, writer.position()).data());
+        else writer.add(picture(layout, writer.position()).data(), "p");
     }
 }
 void write_store(const fs::path& path, const store_layout& layout, std::size_t list,
@@ -269,10 +269,11 @@ TEST_CASE("damaged shards are found, and made again by the writer alone") {
         CHECK(message_of([&] { all_rows(activation_store(work / "store"), {}); }) != "");
         activation_store_writer writer(work / "store", layout, 10, {{"model", "m"}});
         CHECK(writer.position() == 4);
-        CHECK(message_of([&] { activation_store(work / "store"); }).find("not complete") != std::string::npos);
+        CHECK(writer.bytes_missing() == 4 * layout.picture_bytes());
         std::size_t made = 0;
-        for (; writer.position() < 10; ++made) writer.add(picture(layout, writer.position()).data());
+        for (; writer.position() < 10; ++made) writer.add(picture(layout, writer.position()).data(), "p");
         CHECK(made == 4);  // of the damaged shard
+        CHECK(message_of([&] { activation_store(work / "store"); }).find("not complete") != std::string::npos);
         writer.finish();
         CHECK(contents(work / "store") == whole);
     };
@@ -307,7 +308,7 @@ TEST_CASE("a reader notices damage behind its back") {
     CHECK(message_of([&] { all_rows(store, {}); }).empty());
 }
 
-TEST_CASE("hostile descriptions are refused before anything is allocated for them") {
+TEST_CASE("hostile descriptions are refused") {
     const scratch_folder work;
     const auto refused = [&](const char* file, const std::string& what, const std::string& by,
                              const std::string& expected) {
@@ -390,16 +391,47 @@ TEST_CASE("values that a store cannot hold are errors") {
         activation_store_writer writer(work / "store", layout, 2, {});
         auto tokens = picture(layout, 0);
         tokens[4] = x;
-        return message_of([&] { writer.add(tokens.data()); });
+        return message_of([&] { writer.add(tokens.data(), "a.png"); });
     };
     for (const auto type : {element_type::f32, element_type::f16, element_type::bf16})
         for (const float x : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()})
-            CHECK(refused(type, x).find("not finite (picture 0, token 1, column 1)") != std::string::npos);
+            CHECK(refused(type, x).find("not finite (a.png, token 1, column 1)") != std::string::npos);
     CHECK(refused(element_type::f16, -65519.f).empty());
     CHECK(refused(element_type::f16, 65520.f).find("too large") != std::string::npos);
     CHECK(refused(element_type::bf16, 3.39e38f).empty());
     CHECK(refused(element_type::bf16, std::numeric_limits<float>::max()).find("too large") != std::string::npos);
     CHECK(refused(element_type::f32, std::numeric_limits<float>::max()).empty());
+}
+
+TEST_CASE("a picture that was refused leaves nothing in the store") {
+    const scratch_folder work;
+    const auto layout = layout_of(4, 3, 3);
+    activation_store_writer writer(work / "store", layout, 3, {});
+    const std::vector<float> bad(12, std::numeric_limits<float>::infinity());
+    writer.add(picture(layout, 0).data(), "0");
+    CHECK(message_of([&] { writer.add(bad.data(), "1"); }) != "");
+    CHECK(writer.position() == 1);
+    writer.skip();
+    writer.add(picture(layout, 2).data(), "2");
+    writer.finish();
+    auto expected = picture(layout, 0);
+    const auto last = picture(layout, 2);
+    expected.insert(expected.end(), last.begin(), last.end());
+    const activation_store store(work / "store");
+    for (std::size_t s = 0; s < store.shards(); ++s) store.check(s);
+    CHECK(all_rows(store, {.sequential = true}) == expected);
+}
+
+TEST_CASE("files of others stay in the folder of a store") {
+    const scratch_folder work;
+    fs::create_directories(work / "store");
+    for (const char* name : {"notes.partial.txt", "acts_notes.partial1.0"}) spill(work / "store" / name, "mine");
+    write_store(work / "store", layout_of(4, 3, 3), 5);  // there was no store yet
+    CHECK(fs::exists(work / "store" / "acts_notes.partial1.0"));
+    spill(work / "store" / "acts000000.bin.partial17.0", "of a writer that was killed");
+    write_store(work / "store", layout_of(4, 3, 3), 5);
+    CHECK(fs::exists(work / "store" / "notes.partial.txt"));
+    CHECK(!fs::exists(work / "store" / "acts000000.bin.partial17.0"));
 }
 
 namespace {
@@ -414,7 +446,7 @@ struct large_store {
         std::vector<float> x(tokens * width);
         while (writer.position() < pictures) {
             for (std::size_t t = 0; t < tokens; ++t) x[t * width] = float(writer.position() * tokens + t);
-            writer.add(x.data());
+            writer.add(x.data(), "x");
         }
         writer.finish();
     }

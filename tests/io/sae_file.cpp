@@ -164,6 +164,22 @@ TEST_CASE("SAELens' layout before version 6 is read") {
     CHECK(sae.W_dec == file.read("W_dec", {24, 8}));
 }
 
+TEST_CASE("a hooked layer that no model has is not one") {
+    const folder work;
+    const fs::path sae = work / "sae";
+    fs::copy(formats / "saelens" / "standard", sae);
+    const auto layer_of = [&](const std::string& hook) {
+        auto json = read_json(sae / "cfg.json");
+        json["metadata"]["hook_name"].SetString(hook.c_str(), json.GetAllocator());
+        write_text(sae / "cfg.json", to_text(json));
+        return read_sae(sae).origin.layer;
+    };
+    CHECK(layer_of("hidden_states.-2") == -2);
+    CHECK(layer_of("blocks.7.hook_resid_post") == 8);
+    CHECK_FALSE(layer_of("blocks.9223372036854775807.hook_resid_post"));
+    CHECK_THROWS_WITH(layer_of("hidden_states.9223372036854775807"), Catch::Contains("hooked layer is not a number"));
+}
+
 TEST_CASE("the format of an SAE is recognised from its directory and from its files") {
     const auto format = [](const fs::path& path) { return sae_format_of(formats / path); };
     for (const auto& g : golden_saes()) {

@@ -246,6 +246,17 @@ TEST_CASE("a value is written as torch.save does, and read back") {
     CHECK(std::distance(std::filesystem::directory_iterator(folder.path), {}) == 1);
 }
 
+TEST_CASE("a small file cannot take much memory for the names of its tensors") {
+    const scratch_folder folder;
+    const float x = 1;
+    torch_value::dict many;
+    for (std::size_t i = 0; i < 5000; ++i) many.emplace_back(std::to_string(i), to_write("", {1}, &x));
+    write_torch(folder.path / "a.pt", torch_value::dict{{std::string(4000, 'n'), many}});
+    CHECK_THROWS_WITH(torch_file(folder.path / "a.pt"), Catch::Contains("names of tensors are too long"));
+    write_torch(folder.path / "b.pt", torch_value::dict{{std::string(3000, 'n'), many}});
+    CHECK(torch_file(folder.path / "b.pt").contains(std::string(3000, 'n') + ".4999"));
+}
+
 TEST_CASE("deflated torch archives and those of another byte order are told apart") {
     const scratch_folder folder;
     const auto path = folder.path / "again.pt";

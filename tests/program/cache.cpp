@@ -199,6 +199,8 @@ TEST_CASE("training on a store is training on the same rows of an array") {
     const arguments sequential{"--order", "sequential", "--b-dec-init", "zero"};
     run_well(train(work / "tokens.npz", "array", sequential));
     run_well(train(work / "store", "store_run", sequential));
+    CHECK(refused(train(work / "store", "other", {"--layer", "1"})).find("expected --layer 1, found hidden state") !=
+          std::string::npos);
     CHECK(metrics_of(work / "array") == metrics_of(work / "store_run"));
     CHECK(read_text(work / "array" / "sae_weights.safetensors") ==
           read_text(work / "store_run" / "sae_weights.safetensors"));

@@ -186,7 +186,6 @@ TEST_CASE("intervene: a split for training, latents that are set, pictures witho
     CHECK(last["action"].GetString() == std::string("set"));
     CHECK(last["k"].GetUint64() == 1);
     CHECK(last["lost"].GetUint64() == 0);
-    CHECK(!fs::exists(work / "out" / "nothing"));
     std::vector<std::string> pushes{"--error-term", "with", "--json", "--set"};
     for (std::size_t f = 5; f < 20; ++f) pushes.push_back(std::to_string(f) + "=100");
     CHECK(run_well(arguments(pushes)).json()["interventions"][2]["lost"].GetUint64() > 5);
@@ -213,6 +212,13 @@ TEST_CASE("classes and intervene refuse what does not fit and leave nothing") {
     const auto unknown = refuse({"--class-latents", file({"0_cat", "1_tree", "3_house"}, 96, {1, 1, 1})});
     for (const char* part : {"class red car", "c.npz"}) CHECK(contains(unknown, part));
     CHECK(contains(refuse({"--class-latents", file(four, 96, {1, 1, 1, 0})}), "class house"));
+    const auto counted = file(four, 96, {1, 1, 1, 1});
+    CHECK(contains(refuse({"--class-latents", counted, "--tau", "0.3"}), "c.npz): expected --tau 0.3, found 0.2"));
+    for (const std::vector<std::string>& more : {std::vector<std::string>{"--count", "tokens"}, {"--as-reference"}}) {
+        std::vector<std::string> arguments{"--class-latents", counted};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        CHECK(contains(refuse(arguments), "c.npz): expected --count tokens, found images"));
+    }
     psae::write_text(work / "c.npz", read_text(work / "c.npz").substr(0, 300));
     CHECK(contains(refuse({"--class-latents", work / "c.npz"}), "c.npz"));
     CHECK(contains(refuse({"--class-latents", work / "none.npz"}), "none.npz"));

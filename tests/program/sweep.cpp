@@ -176,6 +176,8 @@ TEST_CASE("sweeps that are not what train takes are refused before anything is w
     refuse(R"({"name": "a", "l1": [1, 2]})", "several SAEs");
     refuse(R"({"name": "../a"})", "key name");
     refuse(R"({"name": 3})", "key name");
+    for (const std::string file : {"sweep.csv", "pareto.png", "run_config.json"})
+        refuse(R"({"name": ")" + file + "\"}", "is a file of the sweep");
     refuse(R"({"variant": "topk", "k": 97})", "k is larger", 1);
     CHECK(refused(with(train_arguments(work, "sweep", "5"), {"--sweep=" + (work / "none.json").string()}), 2)
               .find("none.json") != std::string::npos);

@@ -166,6 +166,48 @@ TEST_CASE("Ctrl-C and SIGTERM finish the step, write a checkpoint and exit with 
     }
 }
 
+namespace {
+
+// Notes what is asked of it.
+struct noting_run final : psae::any_training_run {
+    std::size_t steps = 0;
+    std::string asked;
+    std::optional<psae::step_metrics> none;
+
+    std::size_t steps_done() const override { return steps; }
+    const std::optional<psae::step_metrics>& last_step() const override { return none; }
+    bool has_checkpoint() const override { return false; }
+    void initialise(const std::function<std::span<const float>()>&) override {}
+    void start_from(psae::sae_weights, const std::string&, const std::function<std::span<const float>()>&) override {}
+    void resume() override {}
+    void begin() override { asked += "b"; }
+    void step(rows, double) override { asked += "s", ++steps; }
+    void finish() override { asked += "f"; }
+    psae::run_summary summarise(std::span<const float>) override { return {}; }
+};
+
+}  // namespace
+
+TEST_CASE("a run that is stopped before its first step leaves an earlier one in its directory alone") {
+    const auto asked = [](std::size_t steps_done, std::size_t asks_before_stop) {
+        psae::stored_activations source(some_rows(64, 4), 4, true, 1);
+        noting_run run;
+        run.steps = steps_done;
+        psae::any_training_run* const runs[] = {&run};
+        std::size_t asks = 0;
+        psae::train_runs(
+            source, std::span(runs), psae::stream_options{.steps = 5, .batch_tokens = 8},
+            [&] { return asks++ >= asks_before_stop; }, [](const auto&) {});
+        return run.asked;
+    };
+    CHECK(asked(0, 0).empty());
+    CHECK(asked(0, 1).empty());  // while the first rows were made
+    CHECK(asked(0, 2) == "bsf");
+    CHECK(asked(3, 0).empty());
+    CHECK(asked(3, 9) == "bssf");
+    CHECK(asked(5, 0) == "f");  // all was done before: the SAE may not have been written
+}
+
 TEST_CASE("two runs with one seed write the same bytes, another seed does not") {
     const folder work;
     for (const char* out : {"a", "b"})

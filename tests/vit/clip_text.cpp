@@ -218,6 +218,14 @@ TEST_CASE("templates and labels") {
     named = name_classes({"red car", "Cat"}, std::vector<std::string>{"cat", "dog", "red_car"}, "f");
     CHECK(named.names == std::vector<std::string>{"red car", "Cat"});
     CHECK(named.of_label == std::vector<std::int32_t>{1, -1, 0});
+    // What the lines are is decided once: by one label that is a first word, as long as none is a whole line.
+    named = name_classes({"n1 goldfish", "n2 tench"}, std::vector<std::string>{"n2", "unlisted"}, "f");
+    CHECK(named.names == std::vector<std::string>{"goldfish", "tench"});
+    CHECK(named.of_label == std::vector<std::int32_t>{1, -1});
+    CHECK(named.classes_of({"other", "n1"}) == std::vector<std::int32_t>{-1, 0});
+    named = name_classes({"red car", "blue sky"}, std::vector<std::string>{"red", "Blue_sky"}, "f");
+    CHECK(named.of_label == std::vector<std::int32_t>{-1, 1});
+    CHECK(named.classes_of({"RED_CAR"}) == std::vector<std::int32_t>{0});
     CHECK_THROWS_WITH(name_classes({"cat", "cat"}, folders, "f"), Catch::Contains("twice"));
     CHECK_THROWS_WITH(name_classes({"a\tcat", "a\tdog"}, folders, "f"), Catch::Contains("twice"));
     CHECK_THROWS_WITH(name_classes({"a\tcat", "dog"}, folders, "f"), Catch::Contains("line 2"));

@@ -6,7 +6,7 @@
 //   counter.add(z, tokens_per_image, class_of_image);            // batch by batch
 //   const psae::class_latent_counts& c = counter.counts();
 //   psae::rank_latents(c, 10).of_class(k)                        // the ten latents of class k
-//   psae::association_of(c, k, latent).npmi
+//   psae::specific_latents(c, k, 10, c.of_all())                 // the ten that tell class k best, with phi and npmi
 
 #include <algorithm>
 #include <array>
@@ -52,6 +52,11 @@ struct class_latent_counts {
     std::vector<std::uint64_t> of_all() const {
         std::vector<std::uint64_t> sum(latents);
         for (std::size_t i = 0; i < count.size(); ++i) sum[i % latents] += count[i];
+        return sum;
+    }
+    std::uint64_t possible_of_all() const {
+        std::uint64_t sum = 0;
+        for (std::size_t c = 0; c < classes; ++c) sum += possible(c);
         return sum;
     }
 };
@@ -145,11 +150,10 @@ struct class_association {
     double phi = 0;
 };
 
-// fires: the count of the latent over all classes, an element of of_all().
+// Over all classes: fires, the count of the latent (an element of of_all()), and possible, possible_of_all().
 inline class_association association_of(const class_latent_counts& counts, std::size_t c, std::size_t latent,
-                                        std::uint64_t fires) {
-    double all = 0;
-    for (std::size_t k = 0; k < counts.classes; ++k) all += double(counts.possible(k));
+                                        std::uint64_t fires, std::uint64_t possible) {
+    const double all = double(possible);
     const double both = counts.of_class(c)[latent], of_class = double(counts.possible(c));
     class_association a;
     if (all > 0) a.class_share = of_class / all;
@@ -195,9 +199,10 @@ inline latent_ranking rank_latents(const class_latent_counts& counts, std::size_
 inline std::vector<std::pair<std::uint32_t, class_association>> specific_latents(const class_latent_counts& counts,
                                                                                  std::size_t c, std::size_t top,
                                                                                  std::span<const std::uint64_t> fires) {
+    const std::uint64_t possible = counts.possible_of_all();
     std::vector<std::pair<std::uint32_t, class_association>> found;
     for (std::uint32_t f = 0; f < counts.latents; ++f)
-        if (counts.of_class(c)[f] > 0) found.emplace_back(f, association_of(counts, c, f, fires[f]));
+        if (counts.of_class(c)[f] > 0) found.emplace_back(f, association_of(counts, c, f, fires[f], possible));
     std::stable_sort(found.begin(), found.end(),
                      [](const auto& a, const auto& b) { return a.second.phi > b.second.phi; });
     if (found.size() > top) found.resize(top);

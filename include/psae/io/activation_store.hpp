@@ -10,7 +10,7 @@
 //   store.json          what the store was made from
 //
 //   psae::activation_store_writer writer("store", layout, list.files.size(), identity);
-//   while (writer.position() < list.files.size()) writer.add(tokens_of(list.files[writer.position()]));
+//   while (writer.position() < list.files.size()) writer.add(tokens_of(writer.position()), name);
 //   writer.finish();
 //
 //   psae::activation_store store("store");
@@ -234,10 +234,7 @@ public:
         identity["pictures per shard"] = std::to_string(layout_.pictures_per_shard);
         identity["pictures in the list"] = std::to_string(list_);
         lock_.emplace(directory_);
-        claim(identity);
-        for (const auto& entry : std::filesystem::directory_iterator(directory_))  // of a writer that was killed
-            if (entry.path().filename().string().find(".partial") != std::string::npos)
-                std::filesystem::remove(entry.path());
+        if (claim(identity)) remove_partial_files();
         const std::size_t shards = (list_ + layout_.pictures_per_shard - 1) / layout_.pictures_per_shard;
         for (std::size_t s = 0; s < shards; ++s) {
             const auto record = path_of(s, ".json");
@@ -253,7 +250,6 @@ public:
         }
         found_ = whole_.size();
         pass_whole_shards();
-        if (position_ < list_) std::filesystem::remove(directory_ / "metadata.json");  // complete it is no longer
     }
     activation_store_writer(const activation_store_writer&) = delete;
     activation_store_writer& operator=(const activation_store_writer&) = delete;
@@ -264,17 +260,29 @@ public:
     std::size_t pictures_in_whole_shards() const { return pictures_; }
     const std::vector<std::size_t>& skipped() const { return skipped_; }
     const std::vector<error>& damage() const { return damage_; }  // of shards that are made anew
+    // At most so many bytes are still to be written.
+    std::uint64_t bytes_missing() const {
+        std::size_t missing = list_ - position_;
+        for (auto r = whole_.lower_bound(shard_); r != whole_.end(); ++r) missing -= r->second.pictures;
+        return std::uint64_t{missing} * layout_.picture_bytes();
+    }
 
-    // The tokens [tokens, width] of the wanted picture. psae::error if a value is not finite or too large for the type.
-    void add(const float* tokens) {
-        if (!file_) file_.emplace(path_of(shard_, ".bin"));
+    // The tokens [tokens, width] of the wanted picture, which `name` names in errors: psae::error if a value is not finite
+    // or too large for the type. The picture is then still wanted.
+    void add(const float* tokens, const std::string& name) {
+        if (!file_) {
+            std::filesystem::remove(directory_ / "metadata.json");  // complete the store is no longer
+            file_.emplace(path_of(shard_, ".bin"));
+        }
         const std::size_t at = bytes_.size();
         bytes_.resize(at + layout_.picture_bytes());
         const auto store = [&](auto convert, auto back) {
             for (std::size_t i = 0; i < layout_.tokens * layout_.width; ++i) {
                 const auto stored = convert(tokens[i]);
                 std::memcpy(bytes_.data() + at + i * sizeof stored, &stored, sizeof stored);
-                if (!std::isfinite(back(stored))) refuse(i, tokens[i]);
+                if (std::isfinite(back(stored))) continue;
+                bytes_.resize(at);
+                refuse(name, i, tokens[i]);
             }
         };
         const auto same = [](float x) { return x; };
@@ -336,14 +344,23 @@ private:
     std::filesystem::path path_of(std::size_t shard, const char* extension) const {
         return directory_ / detail::shard_name(shard, extension);
     }
-    [[noreturn]] void refuse(std::size_t i, float x) const {
-        throw error(std::isfinite(x) ? "activation is too large for the type of the store" : "activation is not finite",
-                    "picture " + std::to_string(position_) + ", token " + std::to_string(i / layout_.width) +
-                        ", column " + std::to_string(i % layout_.width),
-                    "found " + std::to_string(x), std::isfinite(x) ? "store bf16 or fp32" : "");
+    [[noreturn]] void refuse(const std::string& name, std::size_t i, float x) const {
+        throw error(
+            std::isfinite(x) ? "activation is too large for the type of the store" : "activation is not finite",
+            name + ", token " + std::to_string(i / layout_.width) + ", column " + std::to_string(i % layout_.width),
+            "found " + std::to_string(x), std::isfinite(x) ? "store bf16 or fp32" : "");
     }
-    // Makes the folder a store of this identity, or finds that it is one.
-    void claim(const run_identity& identity) {
+    // Of a writer that was killed.
+    void remove_partial_files() const {
+        for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+            const std::string name = entry.path().filename().string();
+            const bool ours = name.starts_with("acts") || name.starts_with("metadata.json") ||
+                              name.starts_with("shards.json") || name.starts_with("store.json");
+            if (ours && name.find(".partial") != name.npos) std::filesystem::remove(entry.path());
+        }
+    }
+    // Makes the folder a store of this identity, or finds that it is one: true.
+    bool claim(const run_identity& identity) {
         const auto path = directory_ / "store.json";
         if (!std::filesystem::exists(path)) {
             for (const auto& name :
@@ -355,7 +372,8 @@ private:
             auto& a = json.GetAllocator();
             for (const auto& [name, value] : identity)
                 json.AddMember(rapidjson::Value(name.c_str(), a), rapidjson::Value(value.c_str(), a), a);
-            return write_text(path, to_text(json));
+            write_text(path, to_text(json));
+            return false;
         }
         const auto json = read_json(path);
         if (!json.IsObject()) throw error("not a description of a store", path.string(), detail::found_json(json));
@@ -365,6 +383,7 @@ private:
         if (const auto differences = identity_differences(identity, theirs, "store"); !differences.empty())
             throw error("store was made from something else", directory_.string(), differences,
                         "choose another folder, or delete this one");
+        return true;
     }
     void end_block() {
         if (bytes_.empty()) return;
@@ -436,7 +455,8 @@ public:
         const std::size_t content = json_size(json, "content_tokens_per_example", where),
                           most = json_size(json, "max_tokens_per_shard", where);
         const auto* layers = find_member(json, "layers");
-        if (layers == nullptr || !layers->IsArray() || layers->Size() != 1 || !(*layers)[0].IsInt())
+        if (layers == nullptr || !layers->IsArray() || layers->Size() != 1 || !(*layers)[0].IsInt() ||
+            (*layers)[0].GetInt() < -1'000'000 || (*layers)[0].GetInt() > 1'000'000)
             throw error("store is not of one layer", where + ", key layers",
                         layers == nullptr ? "found none" : detail::found_json(*layers));
         // saev counts blocks, from the end where negative: its block -2 puts out hidden state -2.

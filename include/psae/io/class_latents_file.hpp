@@ -116,12 +116,13 @@ inline named_class_latents read_class_latents_npz(const std::filesystem::path& p
 inline void write_class_latents_csv(const std::filesystem::path& path, const named_class_latents& l,
                                     const latent_ranking& ranking) {
     const auto fires = l.counts.of_all();
+    const std::uint64_t possible = l.counts.possible_of_all();
     std::string csv = "class,rank,latent,count,frequency,share,class_share,npmi,phi\n";
     for (std::size_t c = 0; c < ranking.classes; ++c)
         for (std::size_t i = 0; i < ranking.top; ++i) {
             const std::uint32_t f = ranking.of_class(c)[i], count = l.counts.of_class(c)[f];
             if (count == 0) break;
-            const auto a = association_of(l.counts, c, f, fires[f]);
+            const auto a = association_of(l.counts, c, f, fires[f], possible);
             char numbers[128];
             std::snprintf(numbers, sizeof numbers, ",%.6g,%.6g,%.6g,%.6g,%.6g\n", a.frequency, a.share, a.class_share,
                           a.npmi, a.phi);

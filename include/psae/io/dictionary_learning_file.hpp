@@ -65,7 +65,7 @@ struct dictionary_learning_format {
         for (const auto& [name, behind] :
              {std::pair<std::string_view, long>{"resid_post_layer_", 1}, {"hidden_states.", 0}})
             if (place.starts_with(name))
-                if (const auto i = whole_number(std::string_view(place).substr(name.size())))
+                if (const auto i = layer_number(std::string_view(place).substr(name.size())))
                     s.origin.layer = *i + behind;
         return s;
     }
@@ -86,6 +86,7 @@ struct dictionary_learning_format {
         const auto* known = std::find_if(std::begin(linear_classes), std::end(linear_classes),
                                          [&](const auto& c) { return s.architecture == c.architecture; });
         std::filesystem::create_directories(directory);
+        std::filesystem::remove(directory / "config.json");  // of an earlier SAE: it must not describe these weights
         if (jumprelu) {
             const auto W_enc = psae::transpose(s.W_enc, s.d_sae, s.d_in);
             auto tensors = torch_weights(s, W_enc);

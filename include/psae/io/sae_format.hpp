@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <optional>
@@ -17,6 +18,7 @@
 #include <string_view>
 #include <vector>
 
+#include <psae/core/transpose.hpp>
 #include <psae/io/json.hpp>
 #include <psae/sae/inference.hpp>
 
@@ -26,17 +28,6 @@ namespace psae {
 enum class sae_format { patchsae, saelens, saev, sparsify, dictionary_learning };
 inline constexpr const char* sae_format_names[] = {"patchsae", "saelens", "saev", "sparsify", "dictionary_learning"};
 inline const char* name_of(sae_format format) { return sae_format_names[static_cast<std::size_t>(format)]; }
-
-// x [rows, cols] as [cols, rows].
-inline std::vector<float> transpose(const float* x, std::size_t rows, std::size_t cols) {
-    std::vector<float> y(rows * cols);
-    constexpr std::size_t tile = 32;
-    for (std::size_t r0 = 0; r0 < rows; r0 += tile)
-        for (std::size_t c0 = 0; c0 < cols; c0 += tile)
-            for (std::size_t r = r0; r < std::min(rows, r0 + tile); ++r)
-                for (std::size_t c = c0; c < std::min(cols, c0 + tile); ++c) y[c * rows + r] = x[r * cols + c];
-    return y;
-}
 
 // The directory that the files of an SAE are in, which may be given as it or as one of them.
 inline std::filesystem::path sae_directory(const std::filesystem::path& given) {
@@ -107,12 +98,13 @@ struct expressible {
     }
 };
 
-// The integer that is all of a text.
-inline std::optional<long> whole_number(std::string_view text) {
+// The number of a layer that is all of a text. One that no model has, of more than six digits, is none.
+inline std::optional<long> layer_number(std::string_view text) {
     long value = 0;
     const char* end = text.data() + text.size();
     const auto read = std::from_chars(text.data(), end, value);
-    return read.ec == std::errc() && read.ptr == end ? std::optional(value) : std::nullopt;
+    const bool good = read.ec == std::errc() && read.ptr == end && std::abs(value) < 1'000'000;
+    return good ? std::optional(value) : std::nullopt;
 }
 
 }  // namespace detail

@@ -71,6 +71,7 @@ struct saelens_format {
                 tensors.push_back(to_write("b_mag", {s.d_sae}, s.b_mag.data()));
             }
             if (!s.W_skip.empty()) tensors.push_back(to_write("W_skip", {s.outputs(), s.d_in}, s.W_skip.data()));
+            std::filesystem::remove(directory / "cfg.json");  // of an earlier SAE: it must not describe these weights
             write_safetensors(directory / "sae_weights.safetensors", tensors);
         }
         write_text(directory / "cfg.json", to_text(description(s)));
@@ -147,7 +148,7 @@ private:
     static std::optional<long> layer_of(std::string_view hook, const std::string& where) {
         constexpr std::string_view ours = "hidden_states.", block = "blocks.";
         if (hook.starts_with(ours)) {
-            const auto layer = whole_number(hook.substr(ours.size()));
+            const auto layer = layer_number(hook.substr(ours.size()));
             if (!layer)
                 throw error("hooked layer is not a number", where + ", key hook_name", "found " + std::string(hook));
             return layer;
@@ -156,7 +157,7 @@ private:
         for (const auto& [name, behind] :
              {std::pair<std::string_view, long>{".hook_resid_pre", 0}, {".hook_resid_post", 1}})
             if (hook.ends_with(name) && hook.size() >= block.size() + name.size())
-                if (const auto i = whole_number(hook.substr(block.size(), hook.size() - block.size() - name.size())))
+                if (const auto i = layer_number(hook.substr(block.size(), hook.size() - block.size() - name.size())))
                     return *i + behind;
         return std::nullopt;
     }

@@ -57,6 +57,7 @@ struct sparsify_format {
                             to_write("encoder.bias", {s.d_sae}, s.b_enc), to_write("W_dec", {s.d_sae, s.d_in}, s.W_dec),
                             to_write("b_dec", {s.d_in}, s.b_dec)};
         if (!s.W_skip.empty()) tensors.push_back(to_write("W_skip", {s.d_in, s.d_in}, s.W_skip.data()));
+        std::filesystem::remove(directory / "cfg.json");  // of an earlier SAE: it must not describe these weights
         write_safetensors(directory / "sae.safetensors", tensors);
         rapidjson::Document json(rapidjson::kObjectType);
         auto& a = json.GetAllocator();

@@ -193,7 +193,7 @@ private:
 enum class torch_form { zip, legacy, torchscript };
 
 class torch_file {
-    static constexpr std::size_t depth_limit = 100, name_limit = 4096;
+    static constexpr std::size_t depth_limit = 100, name_limit = 4096, name_bytes_limit = 1 << 24;
 
 public:
     // The archive begins at a byte of the file and reaches to its end. All of it is checked here; psae::error if it is
@@ -356,6 +356,9 @@ private:
             if (entries_.size() == detail::torch_tensor_limit)
                 throw error("too many tensors", v.where(),
                             "expected at most " + std::to_string(detail::torch_tensor_limit));
+            if ((name_bytes_ += name.size()) > name_bytes_limit)
+                throw error("names of tensors are too long", v.where(),
+                            "expected at most " + std::to_string(name_bytes_limit) + " bytes in all");
             entries_.push_back(tensors_[v.external()]);
             entries_.back().name = name;
             return;
@@ -381,6 +384,7 @@ private:
     std::optional<pickle> pickle_;
     std::vector<detail::torch_storage> storages_;
     std::vector<torch_tensor> tensors_, entries_;
+    std::size_t name_bytes_ = 0;  // of entries_, of which many may share a long beginning
     std::map<std::string, std::size_t, std::less<>> index_;
 };
 

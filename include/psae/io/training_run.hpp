@@ -147,7 +147,7 @@ public:
     // From the checkpoint of the directory; errors as of read_checkpoint.
     virtual void resume() = 0;
 
-    // Makes the directory; of a run that starts anew, what an earlier one left in it goes.
+    // Before the first step: makes the directory; of a run that starts anew, what an earlier one left in it goes.
     virtual void begin() = 0;
     // A step on rows of the stream, its line of metrics, and a checkpoint where one is due. `waited`: seconds the rows took.
     // psae::error if the loss is no longer finite or a file cannot be written; the last checkpoint then stands.
@@ -363,10 +363,11 @@ struct stream_progress {
     double tokens_per_s;  // over the last steps of all runs together
 };
 
-// Trains runs, each of them initialised or resumed, until all steps are done or stop() says so after a step, and then
+// Trains runs, each of them initialised or resumed, until all steps are done or stop() says so between steps, and then
 // finishes them. Runs that have done more steps than others wait for those. A run that fails is not finished, and the
 // others go on: returned is for each run the error that ended it, if one did. What the source throws ends all of them;
-// their last checkpoints then stand. A source is as activation_stream wants it.
+// their last checkpoints then stand. Before the first rows have come nothing is written, so that what ends the work by
+// then leaves an earlier run in the same directory as it was. A source is as activation_stream wants it.
 template <class Source>
 std::vector<std::optional<error>> train_runs(Source& source, std::span<any_training_run* const> runs,
                                              const stream_options& options, const std::function<bool()>& stop,
@@ -384,10 +385,7 @@ std::vector<std::optional<error>> train_runs(Source& source, std::span<any_train
         }
     };
     std::size_t done = options.steps;
-    for (any_training_run* run : runs) {
-        run->begin();
-        done = std::min(done, run->steps_done());
-    }
+    for (const any_training_run* run : runs) done = std::min(done, run->steps_done());
     if (done < options.steps) {
         activation_stream<Source> stream(source, options.batch_tokens, options.shuffled ? 4 : 1, options.shuffled,
                                          options.seed, done, options.steps);
@@ -395,10 +393,15 @@ std::vector<std::optional<error>> train_runs(Source& source, std::span<any_train
         const auto all_failed = [&] {
             return std::all_of(failures.begin(), failures.end(), [](const auto& f) { return f.has_value(); });
         };
+        bool begun = false;
         while (done < options.steps && !stop() && !all_failed()) {
             const auto before = clock::now();
             const auto rows = stream.next();
             const double waited = seconds_since(before);
+            if (!begun && stop()) break;
+            if (!begun)
+                for (any_training_run* run : runs) run->begin();
+            begun = true;
             for (std::size_t i = 0; i < runs.size(); ++i)
                 if (runs[i]->steps_done() == done) attempt(i, [&](auto& run) { run.step(rows, waited); });
             ++done;
@@ -406,6 +409,7 @@ std::vector<std::optional<error>> train_runs(Source& source, std::span<any_train
             rate = rate == 0 ? tokens_per_s : 0.9 * rate + 0.1 * tokens_per_s;
             after_step({done, options.steps, rate});
         }
+        if (!begun) return failures;
     }
     for (std::size_t i = 0; i < runs.size(); ++i) attempt(i, [](auto& run) { run.finish(); });
     return failures;

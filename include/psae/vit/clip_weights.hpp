@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <psae/core/transpose.hpp>
 #include <psae/io/model_weights.hpp>
 
 namespace psae {
@@ -84,11 +85,7 @@ public:
         if (from.transposed) {
             if (shape.size() != 2) return files_.read<T>(from.name, shape);  // an error
             const std::size_t rows = shape[0], columns = shape[1];
-            const auto values = files_.read<T>(from.name, {columns, rows});
-            std::vector<T> transposed(values.size());
-            for (std::size_t i = 0; i < rows; ++i)
-                for (std::size_t j = 0; j < columns; ++j) transposed[i * columns + j] = values[j * rows + i];
-            return transposed;
+            return transpose(files_.read<T>(from.name, {columns, rows}).data(), columns, rows);
         }
         if (from.third < 0 || shape.empty()) return files_.read<T>(from.name, shape);
         auto stacked = shape;

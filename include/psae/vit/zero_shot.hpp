@@ -119,33 +119,43 @@ inline std::string class_name_of_folder(std::string folder) {
     return folder;
 }
 
-// Names of classes, and which of them a label of the pictures means: of_label has a class, or -1, per label.
+// Names of classes, and which of them labels of pictures (folders' names) mean.
 struct named_classes {
     std::vector<std::string> names;
-    std::vector<std::int32_t> of_label;
+    std::vector<std::int32_t> of_label;  // a class, or -1, for each of the labels that name_classes was given
+    std::map<std::string, std::int32_t, std::less<>> of_key;
+    bool by_name = true;  // the keys are names as `key_of_name` makes them; otherwise labels
+
+    // Case does not count, and underscores are blanks.
+    static std::string key_of_name(std::string_view name) {
+        std::string key = class_name_of_folder(std::string(name));
+        for (char& c : key)
+            if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+        return key;
+    }
+    // The classes, or -1, of other labels.
+    std::vector<std::int32_t> classes_of(const std::vector<std::string>& labels) const {
+        std::vector<std::int32_t> classes;
+        for (const std::string& label : labels) {
+            const auto found = of_key.find(by_name ? key_of_name(label) : label);
+            classes.push_back(found == of_key.end() ? -1 : found->second);
+        }
+        return classes;
+    }
 };
 
-// The lines of a file of classes and the labels of pictures (folders' names). A line is one of
+// The lines of a file of classes, and the labels that tell what a line is:
 //   LABEL <tab> NAME   in all lines or none
-//   LABEL NAME         if the first words of the lines are all different and every label is among them, such as the
-//                      synsets of ImageNet
+//   LABEL NAME         if the first words of the lines are all different, one of the labels is among them and none is a
+//                      whole line; such as the synsets of ImageNet
 //   NAME               otherwise: a label means the name that it equals, case aside and with blanks for underscores
 // psae::error for no lines, a name or label named twice, a line without a tab where others have one; `where` names the
 // file.
 inline named_classes name_classes(const std::vector<std::string>& lines, const std::vector<std::string>& labels,
                                   const std::string& where) {
     if (lines.empty()) throw error("file names no class", where, "expected a line for each class");
-    const auto plain = [](const std::string& text) {
-        std::string out = class_name_of_folder(text);
-        for (char& c : out)
-            if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-        return out;
-    };
     named_classes out;
-    std::map<std::string, std::int32_t> of_key;
     const auto read = [&](char separator) {
-        out.names.clear();
-        of_key.clear();
         for (std::size_t i = 0; i < lines.size(); ++i) {
             const std::string line = where + ", line " + std::to_string(i + 1);
             const auto cut = separator == '\0' ? std::string::npos : lines[i].find(separator);
@@ -153,25 +163,28 @@ inline named_classes name_classes(const std::vector<std::string>& lines, const s
                 throw error("line has no label", line, "expected LABEL <tab> NAME as in other lines");
             const std::string name = lines[i].substr(cut == std::string::npos ? 0 : cut + 1);
             out.names.push_back(name.substr(std::min(name.find_first_not_of(" \t"), name.size())));
-            const std::string key = cut == std::string::npos ? plain(name) : lines[i].substr(0, cut);
-            if (!of_key.emplace(key, static_cast<std::int32_t>(i)).second)
+            const std::string key =
+                cut == std::string::npos ? named_classes::key_of_name(name) : lines[i].substr(0, cut);
+            if (!out.of_key.emplace(key, static_cast<std::int32_t>(i)).second)
                 throw error("class is named twice", line, key);
         }
     };
     const auto has = [&](char c) { return [c](const std::string& line) { return line.find(c) != std::string::npos; }; };
     const auto first_words_are_labels = [&] {
-        std::unordered_set<std::string> words;
-        for (const std::string& line : lines)
+        std::unordered_set<std::string> words, whole;
+        for (const std::string& line : lines) {
             if (!words.insert(line.substr(0, line.find(' '))).second) return false;
-        return !labels.empty() && std::all_of(lines.begin(), lines.end(), has(' ')) &&
-               std::all_of(labels.begin(), labels.end(), [&](const auto& l) { return words.contains(l); });
+            whole.insert(named_classes::key_of_name(line));
+        }
+        return std::all_of(lines.begin(), lines.end(), has(' ')) &&
+               std::any_of(labels.begin(), labels.end(), [&](const auto& l) { return words.contains(l); }) &&
+               std::none_of(labels.begin(), labels.end(),
+                            [&](const auto& l) { return whole.contains(named_classes::key_of_name(l)); });
     };
     const bool tabs = std::any_of(lines.begin(), lines.end(), has('\t')), words = !tabs && first_words_are_labels();
+    out.by_name = !tabs && !words;
     read(tabs ? '\t' : words ? ' ' : '\0');
-    for (const std::string& label : labels) {
-        const auto found = of_key.find(tabs || words ? label : plain(label));
-        out.of_label.push_back(found == of_key.end() ? -1 : found->second);
-    }
+    out.of_label = out.classes_of(labels);
     return out;
 }
 
