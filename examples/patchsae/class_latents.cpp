@@ -1,5 +1,7 @@
 #include "class_latents.hpp"
 
+#include <set>
+
 namespace patchsae {
 
 void class_latent_options::add_to(CLI::App& app) {
@@ -15,6 +17,28 @@ psae::class_count class_latent_options::what() const {
     return static_cast<psae::class_count>(
         std::find(psae::class_count_names.begin(), psae::class_count_names.end(), count) -
         psae::class_count_names.begin());
+}
+
+std::vector<std::size_t> numbers_of_latents(std::vector<std::size_t> ks, std::size_t d_sae, const std::string& sae) {
+    for (const std::size_t k : ks)
+        if (k > d_sae)
+            throw psae::error("there are not so many latents", sae, fmt::format("--k at most {}, found {}", d_sae, k));
+    if (ks.empty()) ks = {1, 2, 5, 10, 50, 100, 500, 1000, 2000};
+    std::sort(ks.begin(), ks.end());
+    ks.erase(std::unique(ks.begin(), ks.end()), ks.end());
+    std::erase_if(ks, [&](std::size_t k) { return k >= d_sae; });  // all latents are a condition in any case
+    return ks;
+}
+
+void report_shared_pictures(const psae::image_list& classified, const psae::image_list& chosen_on) {
+    const std::set<std::filesystem::path> chosen(chosen_on.files.begin(), chosen_on.files.end());
+    const auto both = std::count_if(classified.files.begin(), classified.files.end(),
+                                    [&](const auto& file) { return chosen.contains(file); });
+    if (both > 0)
+        report_line(
+            fmt::format("patchsae: {} of the pictures are among those that chose the latents: accuracies are "
+                        "not of unseen pictures",
+                        both));
 }
 
 psae::class_latent_counts count_class_latents(const class_latent_options& options, const image_options& images,

@@ -59,20 +59,6 @@ std::vector<psae::latent_value> parse_values(const std::vector<std::string>& tex
     return values;
 }
 
-// The given numbers of latents, or the paper's as far as there are so many latents.
-std::vector<std::size_t> numbers_of_latents(const state& s, std::size_t d_sae) {
-    std::vector<std::size_t> ks = s.ks;
-    for (const std::size_t k : ks)
-        if (k > d_sae)
-            throw psae::error("there are not so many latents", s.sae,
-                              fmt::format("--k at most {}, found {}", d_sae, k));
-    if (ks.empty()) ks = {1, 2, 5, 10, 50, 100, 500, 1000, 2000};
-    std::sort(ks.begin(), ks.end());
-    ks.erase(std::unique(ks.begin(), ks.end()), ks.end());
-    std::erase_if(ks, [&](std::size_t k) { return k >= d_sae; });  // all latents are a condition in any case
-    return ks;
-}
-
 // The rows of a file of class-level latents in the order of the classes.
 psae::class_latent_counts read_counts(const state& s, const psae::image_list& list, std::size_t classes,
                                       const psae::sae_weights& sae) {
@@ -324,7 +310,7 @@ void run(state& s, const CLI::App& sub) {
     const auto sae = psae::read_sae(s.sae);
     psae::require_reconstruction(sae, s.sae);
     psae::require_settable(values, sae.d_sae);
-    const auto ks = numbers_of_latents(s, sae.d_sae);
+    const auto ks = numbers_of_latents(s.ks, sae.d_sae, s.sae);
     s.images.take_layer(sae.origin);
     const auto list = list_images(s.images);
     const std::filesystem::path out(s.out);
@@ -353,14 +339,7 @@ void run(state& s, const CLI::App& sub) {
             std::size_t skipped = 0;
             counts = count_class_latents(s.counting, training, train_list, of_label, e.classes.size(), *tower, sae,
                                          device, skipped);
-            const std::set<std::filesystem::path> chosen_on(train_list.files.begin(), train_list.files.end());
-            if (const auto both = std::count_if(labelled.files.begin(), labelled.files.end(),
-                                                [&](const auto& file) { return chosen_on.contains(file); });
-                both > 0)
-                report_line(
-                    fmt::format("patchsae: {} of the pictures are among those that chose the latents: accuracies "
-                                "are not of unseen pictures",
-                                both));
+            report_shared_pictures(labelled, train_list);
         } else {
             counts = read_counts(s, list, e.classes.size(), sae);
         }

@@ -103,8 +103,9 @@ inline void require_comparable(const class_latent_counts& base, const class_late
 }
 
 // The latents that are among `others`, and those that are not.
-inline std::pair<std::vector<std::uint32_t>, std::vector<std::uint32_t>> split_by(
-    std::span<const std::uint32_t> list, std::span<const std::uint32_t> others, std::size_t latents) {
+inline std::pair<std::vector<std::uint32_t>, std::vector<std::uint32_t>> split_by(std::span<const std::uint32_t> list,
+                                                                                  std::span<const std::uint32_t> others,
+                                                                                  std::size_t latents) {
     std::vector<char> among(latents, 0);
     for (const std::uint32_t f : others) among[f] = 1;
     std::pair<std::vector<std::uint32_t>, std::vector<std::uint32_t>> parts;

@@ -40,8 +40,8 @@ inline fired_on_pictures fired_latents(
     require_fit(tower, sae);
     require_fit(pictures.list(), class_of_label, classes);
     const std::size_t T = tower.image_tokens(), F = sae.d_sae;
-    fired_on_pictures result{{}, std::vector<std::vector<std::uint32_t>>(pictures.size()),
-                             std::vector<char>(pictures.size(), 0)};
+    fired_on_pictures result{
+        {}, std::vector<std::vector<std::uint32_t>>(pictures.size()), std::vector<char>(pictures.size(), 0)};
     class_latent_counter all(classes, F, what, tau);
     std::vector<float> memory;
     std::vector<std::int32_t> of_image, own;
@@ -79,10 +79,10 @@ inline double jaccard_index(std::span<const std::uint32_t> a, std::span<const st
 }
 
 // Latents of each class that an intervention keeps or removes.
-struct latent_set {
-    const char* name;    // see compared_sets
-    std::size_t k;       // of first ones; 0: all of the kind
-    std::size_t ranking; // in compared_sets::rankings
+struct compared_set {
+    const char* name;     // see compared_sets
+    std::size_t k;        // of first ones; 0: all of the kind
+    std::size_t ranking;  // in compared_sets::rankings
     intervention::action what;
 };
 
@@ -94,13 +94,13 @@ struct latent_set {
 //   random             removed: as many of those that fire on it in the adapted model, drawn at random
 struct compared_sets {
     std::vector<latent_ranking> rankings;
-    std::vector<latent_set> sets;
+    std::vector<compared_set> sets;
 
     // Each set without the error term, then with it; before these all latents kept, without and with.
     std::vector<intervention> interventions() const {
         std::vector<intervention> list;
         for (const bool error_term : {false, true}) list.push_back({.error_term = error_term});
-        for (const latent_set& s : sets)
+        for (const compared_set& s : sets)
             for (const bool error_term : {false, true})
                 list.push_back({.what = s.what,
                                 .k = s.k > 0 ? std::min(s.k, rankings[s.ranking].top) : rankings[s.ranking].top,
