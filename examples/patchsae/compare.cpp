@@ -2,6 +2,7 @@
 // accuracy is left with latents that were there before.
 
 #include <psae/attribution/chart.hpp>
+#include <psae/io/linear_probe.hpp>
 #include <psae/io/model_comparison.hpp>
 
 #include "class_latents.hpp"
@@ -16,7 +17,7 @@ struct state {
     image_options images;
     zero_shot_options zero_shot;
     class_latent_options counting;
-    std::string adapted_model, sae, out, train_split, order = "count";
+    std::string adapted_model, probe, sae, out, train_split, order = "count";
     std::vector<std::string> train_images;
     std::vector<std::size_t> ks;
     std::size_t top = 10;
@@ -415,6 +416,9 @@ void run(state& s, const CLI::App& sub) {
     c.base.images.adapter.clear();
     if (!s.adapted_model.empty()) c.adapted.images.model = s.adapted_model;
     for (side* each : {&c.base, &c.adapted}) load(*each, s, list, sae, device);
+    if (!s.probe.empty())
+        c.adapted.task.classifier =
+            psae::read_linear_probe(s.probe, c.base.task.classes.names, c.adapted.tower->projection());
     c.of_label = c.base.task.classes.of_label;
     c.classes = c.base.task.classes.names;
     c.pictures = psae::with_class(list, c.of_label);
@@ -467,6 +471,9 @@ void add_compare(CLI::App& app) {
     sub->get_option("--images")->required();
     sub->add_option("--adapted-model", s->adapted_model,
                     "directory of the adapted model, if its weights are others: fine-tuned, or with LoRA merged in");
+    sub->add_option("--probe", s->probe,
+                    ".npz of a linear probe on image embeddings of unit length, in place of the adapted model's texts: "
+                    "weight [classes, p], and bias, classes");
     sub->add_option("--sae", s->sae, "SAE directory")->required();
     s->zero_shot.add_to(*sub);
     sub->add_option("--train-images", s->train_images,
@@ -483,8 +490,8 @@ void add_compare(CLI::App& app) {
         ->default_str("");
     sub->add_option("--out", s->out, "directory to write")->required();
     sub->callback([s, sub] {
-        if (s->images.adapter.empty() && s->adapted_model.empty())
-            throw CLI::ValidationError("compare", "expected --adapter or --adapted-model");
+        if (s->images.adapter.empty() && s->adapted_model.empty() && s->probe.empty())
+            throw CLI::ValidationError("compare", "expected --adapter, --adapted-model or --probe");
         run(*s, *sub);
     });
 }

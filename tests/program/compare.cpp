@@ -1,4 +1,5 @@
 // compare through the program: a model with itself, with a MaPLe adapter, with changed weights.
+#include <limits>
 #include <map>
 
 #include "adapted_model.hpp"
@@ -194,6 +195,36 @@ TEST_CASE("compare: a gain that no new latent is part of is explained in full") 
     CHECK(metric(metrics, "adapted", "base_fired", "", "true").at("accuracy") ==
           metric(metrics, "adapted", "adapted_fired", "", "true").at("accuracy"));
     CHECK(metric(metrics, "base", "new", "", "true").at("explained").empty());
+}
+
+TEST_CASE("compare: a linear probe in place of the texts, its rows by name") {
+    const bench work;
+    // The classes' text embeddings as a probe, in another order; the model's own texts are turned round.
+    const auto rows = pipeline_array("masking.npz", "text_mean_corrected");
+    const std::vector<std::string> names{"house", "red car", "tree", "cat"};
+    const auto write_probe = [&](const std::vector<std::string>& classes, float bias) {
+        std::vector<float> weight, shift{bias, 0, 0, 0};
+        for (const std::size_t c : {3, 2, 1, 0})
+            for (std::size_t i = 0; i < 24; ++i) weight.push_back(10 * rows[c * 24 + i]);
+        psae::npz_writer npz(work / "probe.npz");
+        npz.add("weight", weight.data(), {4, 24});
+        npz.add("bias", shift.data(), {4});
+        if (!classes.empty()) npz.add("classes", classes);
+        npz.close();
+    };
+    const arguments probe{"--probe", work / "probe.npz", "--k", "8"};
+    write_probe(names, 0);
+    const auto r = work.compare(pipeline / "model", probe);
+    CHECK(r["adapted_accuracy"].GetDouble() == 1);
+    CHECK(r["jaccard"].GetDouble() == 1);
+    write_probe(names, 1000);  // everything is a house
+    CHECK(work.compare(pipeline / "model", probe)["adapted_accuracy"].GetDouble() == 0.25);
+    write_probe({}, 0);
+    CHECK(work.compare(pipeline / "model", probe)["adapted_accuracy"].GetDouble() == 0);
+    write_probe({"house", "red car", "tree", "dog"}, 0);
+    CHECK(contains(refused(work.command("compare", pipeline / "model", probe)), "expected cat"));
+    write_probe(names, std::numeric_limits<float>::infinity());
+    CHECK(contains(refused(work.command("compare", pipeline / "model", probe)), "not finite"));
 }
 
 TEST_CASE("compare: what it cannot do is refused in one line") {

@@ -6,6 +6,7 @@
 //   const auto tower = load_clip_vision(directory, {}, &adapter);
 //   const auto text = load_clip_text(directory, {}, &adapter);
 
+#include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <string>
@@ -27,7 +28,7 @@ public:
     // psae::error if a tensor is missing, of another shape than the others ask for, or not finite.
     explicit maple_adapter(const std::filesystem::path& path) : file_(path) {
         if (file_.contains("state_dict.prompt_learner.ctx")) prefix_ = "state_dict.";
-        else if (!file_.contains("prompt_learner.ctx"))
+        if (!is_in(file_))
             throw error("not an adapter of MaPLe", path.string(), "expected a tensor state_dict.prompt_learner.ctx");
         const auto& ctx = file_.at(learner("ctx"));
         if (ctx.shape.size() != 2 || ctx.shape[0] == 0 || ctx.shape[1] == 0)
@@ -45,6 +46,10 @@ public:
             add("compound_prompts_text." + std::to_string(i), "compound_prompt_projections." + std::to_string(i));
     }
 
+    // Whether a file is an adapter, or means to be one.
+    static bool is_in(const torch_file& file) {
+        return file.contains("state_dict.prompt_learner.ctx") || file.contains("prompt_learner.ctx");
+    }
     const std::string& path() const { return file_.path(); }
     const deep_prompts& text() const { return text_; }
     const deep_prompts& vision() const { return vision_; }
