@@ -13,19 +13,32 @@ void require_finite(const std::vector<float>& x, std::size_t columns, const std:
                               fmt::format("{}, row {}, column {}", where, i / columns, i % columns));
 }
 
-// Of the vision tower's tensors: two models of one architecture differ in nothing else.
-unsigned long crc_of_weights(const std::filesystem::path& model) {
-    const psae::model_weights weights(model);
+// Of the tensors of a file whose names have one of these parts.
+template <class Weights, class Bytes>
+std::string crc_of_tensors(const Weights& weights, std::initializer_list<const char*> parts, const Bytes& bytes_of) {
     unsigned long crc = 0;
     std::vector<std::byte> gathered;
     for (const auto& e : weights.entries())
-        if (e.name.starts_with("vision_model.") || e.name.starts_with("visual.")) {
+        if (std::any_of(parts.begin(), parts.end(), [&](const char* p) { return e.name.find(p) != e.name.npos; })) {
             stop_if_interrupted();
-            const auto bytes = weights.bytes(e.name, gathered);
+            const auto bytes = bytes_of(e, gathered);
             crc = crc_of(crc, e.name.data(), e.name.size());
             crc = crc_of(crc, bytes.data(), bytes.size());
         }
-    return crc;
+    return fmt::format("crc32 {:08x}", crc);
+}
+
+// Of the vision tower's weights: two models of one architecture differ in nothing else, but for their adapters.
+std::string crc_of_weights(const image_options& images) {
+    const psae::model_weights model(images.model);
+    std::string text =
+        "weights " + crc_of_tensors(model, {"vision_model.", "visual."},
+                                    [&](const auto& e, auto& memory) { return model.bytes(e.name, memory); });
+    if (images.adapter.empty()) return text;
+    const psae::torch_file adapter(images.adapter);
+    return text + ", adapter " +
+           crc_of_tensors(adapter, {"prompt_learner.", "image_encoder."},
+                          [&](const auto& e, auto& memory) { return adapter.bytes(e, memory); });
 }
 
 }  // namespace
@@ -59,7 +72,7 @@ unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count) {
 }
 
 psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::vision_tower& tower, std::size_t layer,
-                                      const std::filesystem::path& model, const psae::preprocessing& how) {
+                                      const image_options& images, const psae::preprocessing& how) {
     unsigned long crc = 0;
     for (const auto& file : list.files) {
         const std::string name = file.filename().string();
@@ -69,7 +82,7 @@ psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::
         crc = crc_of(crc, &bytes, sizeof bytes);
     }
     return {{"list", fmt::format("{} pictures, names and sizes crc32 {:08x}", list.files.size(), crc)},
-            {"model", fmt::format("{}, weights crc32 {:08x}", tower.name(), crc_of_weights(model))},
+            {"model", fmt::format("{}, {}", tower.name(), crc_of_weights(images))},
             {"layer", std::to_string(layer)},
             {"preprocessing", fmt::format("crc32 {:08x}", crc_of(0, &how, sizeof how))}};
 }
@@ -89,20 +102,22 @@ void add_token_kind(CLI::App& app, std::string& kind) {
         ->check(CLI::IsMember({"all", "cls", "patches"}));
 }
 
-std::size_t each_image_tokens(const psae::image_list& list, const image_options& options, const psae::cpu& device,
-                              const std::function<void(const psae::vision_tower&, const std::vector<float>&,
-                                                       const std::vector<std::size_t>&)>& f) {
-    const auto tower = load_model(options.model);
+std::size_t each_image_tokens(
+    const psae::image_list& list, const image_options& options, const psae::cpu& device,
+    const std::function<void(const psae::vision_tower&, std::span<const float>, const std::vector<std::size_t>&)>& f) {
+    const auto tower = load_model(options.model, options.adapter);
     const auto how = psae::read_preprocessing(options.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(options.layer);
     psae::arena<> scratch;
+    std::vector<float> x, memory;
     return each_batch(list, options, how, device, 8,
                       [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
                           scratch.reset();
-                          std::vector<float> x(which.size() * tower->tokens() * tower->width());
+                          x.resize(which.size() * tower->tokens() * tower->width());
                           tower->embed(device, scratch, pixels.data(), which.size(), x.data());
                           tower->run(device, scratch, x.data(), which.size(), 0, layer);
-                          f(*tower, x, which);
+                          const std::size_t own = which.size() * tower->image_tokens() * tower->width();
+                          f(*tower, {psae::tokens_of_images(*tower, x.data(), which.size(), memory), own}, which);
                       });
 }
 

@@ -20,9 +20,9 @@ std::vector<float> read_activations(const std::string& path, std::size_t& d);
 unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count);
 
 // What decides the tokens of hidden state `layer` for the pictures of a list: their names (without folders) and sizes in
-// order, the model's architecture and vision weights, the preprocessing.
+// order, the model's architecture and vision weights with those of its adapter, the preprocessing.
 psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::vision_tower& tower, std::size_t layer,
-                                      const std::filesystem::path& model, const psae::preprocessing& how);
+                                      const image_options& images, const psae::preprocessing& how);
 
 // True if a path is a store of activations, complete or not, or claims to be one.
 bool is_store(const std::filesystem::path& path);
@@ -31,10 +31,10 @@ bool is_store(const std::filesystem::path& path);
 psae::token_kind token_kind_of(const std::string& name);
 void add_token_kind(CLI::App& app, std::string& kind);
 
-// The tokens of the hooked layer for all pictures of the list, batch by batch: f(tower, tokens [count * T, d], indices
-// of the pictures). Returns the number of pictures skipped.
-std::size_t each_image_tokens(const psae::image_list& list, const image_options& options, const psae::cpu& device,
-                              const std::function<void(const psae::vision_tower&, const std::vector<float>&,
-                                                       const std::vector<std::size_t>&)>& f);
+// The class tokens and patches of the hooked layer for all pictures of the list, batch by batch: f(tower, tokens
+// [count * image_tokens(), d], indices of the pictures). Returns the number of pictures skipped.
+std::size_t each_image_tokens(
+    const psae::image_list& list, const image_options& options, const psae::cpu& device,
+    const std::function<void(const psae::vision_tower&, std::span<const float>, const std::vector<std::size_t>&)>& f);
 
 }  // namespace patchsae

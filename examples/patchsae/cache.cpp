@@ -21,16 +21,16 @@ psae::store_layout layout_of(const state& s, const psae::vision_tower& tower, st
     layout.model = std::filesystem::absolute(s.images.model).lexically_normal().string();
     layout.dataset = std::filesystem::absolute(s.images.images.front()).lexically_normal().string();
     layout.layer = static_cast<long>(layer);
-    layout.tokens = tower.tokens();
+    layout.tokens = tower.image_tokens();
     layout.width = tower.width();
     layout.type = s.common.dtype == "fp16"   ? psae::element_type::f16
                   : s.common.dtype == "bf16" ? psae::element_type::bf16
                                              : psae::element_type::f32;
-    if (s.tokens_per_shard < tower.tokens())
+    if (s.tokens_per_shard < tower.image_tokens())
         throw psae::error("a shard cannot hold a picture", "--max-tokens-per-shard",
-                          fmt::format("expected at least {}, found {}", tower.tokens(), s.tokens_per_shard));
+                          fmt::format("expected at least {}, found {}", tower.image_tokens(), s.tokens_per_shard));
     // As few shards as the limit allows, of equal size, so that the last one has little padding.
-    const std::size_t most = s.tokens_per_shard / tower.tokens(), shards = (pictures + most - 1) / most;
+    const std::size_t most = s.tokens_per_shard / tower.image_tokens(), shards = (pictures + most - 1) / most;
     layout.pictures_per_shard = (pictures + shards - 1) / shards;
     return layout;
 }
@@ -51,10 +51,10 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
                     psae::activation_store_writer& writer) {
     constexpr std::size_t batch = 8;
     const psae::cpu device(s.common.threads);
-    const std::size_t pixels = pictures.pixels(), size = tower.tokens() * tower.width(), count = pictures.size(),
+    const std::size_t pixels = pictures.pixels(), size = tower.image_tokens() * tower.width(), count = pictures.size(),
                       before = writer.position();
     psae::arena<> scratch;
-    std::vector<float> read(batch * pixels), x(batch * size);
+    std::vector<float> read(batch * pixels), x(batch * tower.tokens() * tower.width()), memory;
     progress bar("pictures", count - before);
     while (writer.position() < count) {
         stop_if_interrupted();
@@ -71,7 +71,7 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
             tower.embed(device, scratch, read.data(), kept, x.data());
             tower.run(device, scratch, x.data(), kept, 0, layer);
         }
-        const float* tokens = x.data();
+        const float* tokens = psae::tokens_of_images(tower, x.data(), kept, memory);
         for (std::size_t i = 0; i < which.size(); ++i) {
             if (which[i] == writer.position())
                 good[i] ? writer.add(tokens, pictures.list().files[which[i]].string()) : writer.skip();
@@ -84,12 +84,12 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
 void run(const state& s, const CLI::App& sub) {
     if (s.resume && !std::filesystem::exists(std::filesystem::path(s.out) / "store.json"))
         throw psae::error("there is no store to go on with", s.out, "expected store.json", "start without --resume");
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer);
     const auto list = list_images(s.images);
     const auto layout = layout_of(s, *tower, layer, list.files.size());
-    auto identity = identity_of_tokens(list, *tower, layer, s.images.model, how);
+    auto identity = identity_of_tokens(list, *tower, layer, s.images, how);
     identity["alpha"] = s.images.alpha;
 
     std::optional<progress> checked(std::in_place, "shards checked",
@@ -124,7 +124,7 @@ void run(const state& s, const CLI::App& sub) {
             .add("images", store.pictures())
             .add("skipped", writer.skipped().size())
             .add("layer", layer)
-            .add("tokens", tower->tokens())
+            .add("tokens", tower->image_tokens())
             .add("width", tower->width())
             .add("dtype", s.common.dtype)
             .add("shards", store.shards())
@@ -134,8 +134,8 @@ void run(const state& s, const CLI::App& sub) {
             .print();
     else
         fmt::print("{} pictures, {} skipped: hidden state {} [{}, {}, {}] in {} shards ({} found), {:.2f} GiB: {}\n",
-                   store.pictures(), writer.skipped().size(), layer, store.pictures(), tower->tokens(), tower->width(),
-                   store.shards(), found, double(store.bytes()) / (1 << 30), s.out);
+                   store.pictures(), writer.skipped().size(), layer, store.pictures(), tower->image_tokens(),
+                   tower->width(), store.shards(), found, double(store.bytes()) / (1 << 30), s.out);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "class_latents.hpp"
 
+#include <set>
+
 namespace patchsae {
 
 void class_latent_options::add_to(CLI::App& app) {
@@ -31,6 +33,30 @@ void class_latent_options::take(const psae::class_latent_counts& counts, CLI::Ap
     tau = counts.tau;
     command.get_option("--count")->default_str(count);
     command.get_option("--tau")->default_str(fmt::format("{}", tau));
+}
+
+std::vector<std::size_t> numbers_of_latents(std::vector<std::size_t> ks, std::size_t d_sae, const std::string& sae) {
+    for (const std::size_t k : ks)
+        if (k > d_sae)
+            throw psae::error("there are not so many latents", sae, fmt::format("--k at most {}, found {}", d_sae, k));
+    if (ks.empty()) ks = {1, 2, 5, 10, 50, 100, 500, 1000, 2000};
+    std::sort(ks.begin(), ks.end());
+    ks.erase(std::unique(ks.begin(), ks.end()), ks.end());
+    std::erase_if(ks, [&](std::size_t k) { return k >= d_sae; });  // all latents are a condition in any case
+    return ks;
+}
+
+void report_shared_pictures(const psae::image_list& classified, const psae::image_list& chosen_on) {
+    const auto name = [](const auto& file) { return std::filesystem::weakly_canonical(file); };  // however it was given
+    std::set<std::filesystem::path> chosen;
+    for (const auto& file : chosen_on.files) chosen.insert(name(file));
+    const auto both = std::count_if(classified.files.begin(), classified.files.end(),
+                                    [&](const auto& file) { return chosen.contains(name(file)); });
+    if (both > 0)
+        report_line(
+            fmt::format("patchsae: {} of the pictures are among those that chose the latents: accuracies are "
+                        "not of unseen pictures",
+                        both));
 }
 
 psae::class_latent_counts count_class_latents(const class_latent_options& options, const image_options& images,

@@ -38,7 +38,7 @@ void run(state& s, const CLI::App& sub) {
     const auto list = list_images(s.images);
     const std::filesystem::path out(s.out);
     std::filesystem::create_directories(out);  // now: one that cannot be made is known before the work
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     require_fit(sae, s.sae, tower->width(), s.images.model);
     const psae::cpu device(s.common.threads);
     std::vector<std::int32_t> class_of_label(list.class_names.size());

@@ -35,7 +35,7 @@ void run(state& s, const CLI::App& sub) {
         psae::require_reconstruction(*sae, s.sae);
         s.images.take_layer(sae->origin);
     }
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     if (sae) require_fit(*sae, s.sae, tower->width(), s.images.model);
     const std::size_t layer = tower->hidden_index(s.images.layer);
     const psae::cpu device(s.common.threads);

@@ -13,7 +13,7 @@ struct state {
 
 void run(const state& s, const CLI::App& sub) {
     prepare_folder_of(s.out);
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer), T = tower->tokens(), d = tower->width();
     const psae::cpu device(s.common.threads);
@@ -69,7 +69,7 @@ void run(const state& s, const CLI::App& sub) {
                           fmt::format("expected tokens of {} pictures, found {}", done, replaced));
     std::vector<float> text_embeds;
     if (!s.texts.empty()) {
-        const auto text = load_text_model(s.images.model);
+        const auto text = load_text_model(s.images.model, s.images.adapter);
         text_embeds = psae::embed_texts(device, *text.tower, tokenize_file(text, s.texts));
     }
     const std::size_t texts = text_embeds.size() / tower->projection();

@@ -88,7 +88,7 @@ std::optional<zero_shot_task> try_zero_shot_task(const state& s, const psae::ima
 void evaluate_on_pictures(state& s, evaluation& e) {
     const psae::cpu device(s.common.threads);
     const auto list = list_images(s.images);
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     std::vector<psae::layer_sae> saes;
     for (auto& sae : e.saes) {
         require_fit(sae.sae, sae.path, tower->width(), s.images.model);

@@ -223,10 +223,18 @@ bool is_torch(const fs::path& path) {
 void describe_torch(const fs::path& path, json_object& out) {
     const psae::torch_file file(path);
     if (file.entries().empty()) throw psae::error("torch file holds no tensor", path.string());
-    out.add("kind", "tensors")
-        .add("form", file.form() == psae::torch_form::zip      ? "torch"
-                     : file.form() == psae::torch_form::legacy ? "torch, legacy"
-                                                               : "torchscript")
+    const bool adapter = psae::maple_adapter::is_in(file);
+    out.add("kind", adapter ? "maple_adapter" : "tensors");
+    if (adapter) {
+        const psae::maple_adapter maple(path);
+        out.add("prompts", maple.vision().count)
+            .add("depth", maple.vision().depth())
+            .add("vision_width", maple.vision().width)
+            .add("text_width", maple.text().width);
+    }
+    out.add("form", file.form() == psae::torch_form::zip      ? "torch"
+                    : file.form() == psae::torch_form::legacy ? "torch, legacy"
+                                                              : "torchscript")
         .add("elements", check_tensors(file));
     for (const auto& e : file.entries()) out.add(e.name.empty() ? "tensor" : e.name.c_str(), e.shape);
 }

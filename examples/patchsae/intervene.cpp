@@ -59,20 +59,6 @@ std::vector<psae::latent_value> parse_values(const std::vector<std::string>& tex
     return values;
 }
 
-// The given numbers of latents, or the paper's as far as there are so many latents.
-std::vector<std::size_t> numbers_of_latents(const state& s, std::size_t d_sae) {
-    std::vector<std::size_t> ks = s.ks;
-    for (const std::size_t k : ks)
-        if (k > d_sae)
-            throw psae::error("there are not so many latents", s.sae,
-                              fmt::format("--k at most {}, found {}", d_sae, k));
-    if (ks.empty()) ks = {1, 2, 5, 10, 50, 100, 500, 1000, 2000};
-    std::sort(ks.begin(), ks.end());
-    ks.erase(std::unique(ks.begin(), ks.end()), ks.end());
-    std::erase_if(ks, [&](std::size_t k) { return k >= d_sae; });  // all latents are a condition in any case
-    return ks;
-}
-
 // The rows of a file of class-level latents in the order of the classes. What they were counted by is that file's: what
 // was asked for otherwise is refused, and what was not becomes so.
 psae::class_latent_counts read_counts(state& s, CLI::App& sub, const psae::named_classes& named,
@@ -327,12 +313,12 @@ void run(state& s, CLI::App& sub) {
     const auto sae = psae::read_sae(s.sae);
     psae::require_reconstruction(sae, s.sae);
     psae::require_settable(values, sae.d_sae);
-    const auto ks = numbers_of_latents(s, sae.d_sae);
+    const auto ks = numbers_of_latents(s.ks, sae.d_sae, s.sae);
     s.images.take_layer(sae.origin);
     const auto list = list_images(s.images);
     const std::filesystem::path out(s.out);
     std::filesystem::create_directories(out);  // now: one that cannot be made is known before the work
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     require_fit(sae, s.sae, tower->width(), s.images.model);
     const psae::cpu device(s.common.threads);
     const auto task = make_zero_shot_task(s.zero_shot, s.images, list, device, !s.as_reference);
@@ -356,16 +342,7 @@ void run(state& s, CLI::App& sub) {
             std::size_t skipped = 0;
             counts = count_class_latents(s.counting, training, train_list, of_label, e.classes.size(), *tower, sae,
                                          device, skipped);
-            std::set<std::filesystem::path> chosen_on;  // however the paths were given
-            for (const auto& file : train_list.files) chosen_on.insert(std::filesystem::weakly_canonical(file));
-            if (const auto both = std::count_if(
-                    labelled.files.begin(), labelled.files.end(),
-                    [&](const auto& file) { return chosen_on.contains(std::filesystem::weakly_canonical(file)); });
-                both > 0)
-                report_line(
-                    fmt::format("patchsae: {} of the pictures are among those that chose the latents: accuracies "
-                                "are not of unseen pictures",
-                                both));
+            report_shared_pictures(labelled, train_list);
         } else {
             counts = read_counts(s, sub, task.classes, sae);
         }

@@ -42,10 +42,10 @@ void run(state& s) {
     s.images.strict = true;
     each_image_tokens(
         list_images(s.images), s.images, device,
-        [&](const psae::vision_tower& tower, const std::vector<float>& tokens, const std::vector<std::size_t>&) {
+        [&](const psae::vision_tower& tower, std::span<const float> tokens, const std::vector<std::size_t>&) {
             require_fit(sae, s.sae, tower.width(), s.images.model);
             const std::size_t grid = tower.grid();
-            const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.tokens());
+            const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.image_tokens());
             std::vector<std::pair<std::size_t, float>> strongest;
             if (!s.patch.empty()) strongest = psae::strongest_latents(z, 1 + patch_number(s.patch, grid), s.top);
             const auto picture = psae::read_image(s.image, s.images.alpha_mode());

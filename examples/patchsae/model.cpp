@@ -1,14 +1,28 @@
+#include <optional>
+
 #include <psae/vit/load_clip.hpp>
 
 #include "program.hpp"
 
 namespace patchsae {
 
-std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory) {
-    return psae::load_clip_vision(directory);
+namespace {
+
+std::optional<psae::maple_adapter> read_adapter(const std::filesystem::path& path) {
+    if (path.empty()) return std::nullopt;
+    return std::optional<psae::maple_adapter>(std::in_place, path);
 }
-psae::clip_text_model load_text_model(const std::filesystem::path& directory) {
-    return psae::load_clip_text(directory);
+
+}  // namespace
+
+std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory,
+                                               const std::filesystem::path& adapter) {
+    const auto adapted = read_adapter(adapter);
+    return psae::load_clip_vision(directory, {}, adapted ? &*adapted : nullptr);
+}
+psae::clip_text_model load_text_model(const std::filesystem::path& directory, const std::filesystem::path& adapter) {
+    const auto adapted = read_adapter(adapter);
+    return psae::load_clip_text(directory, {}, adapted ? &*adapted : nullptr);
 }
 
 }  // namespace patchsae

@@ -15,6 +15,7 @@ void add_preprocess(CLI::App& app) {
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub);
+    sub->remove_option(sub->get_option("--adapter"));
     sub->get_option("--images")->required();
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {

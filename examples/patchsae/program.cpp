@@ -54,6 +54,7 @@ void common_options::add_to(CLI::App& app) {
 void image_options::add_to(CLI::App& app, bool model_required) {
     auto* m = app.add_option("--model", model, "Hugging Face CLIP directory");
     if (model_required) m->required();
+    app.add_option("--adapter", adapter, "MaPLe checkpoint (model.pth.tar-N) that the model is adapted by")->needs(m);
     app.add_option("--images", images, "folder (sub-folders are classes), .csv, .tsv or picture; repeatable")
         ->default_str("");
     app.add_option("--split", split, "use only rows of this split");

@@ -20,10 +20,12 @@
 
 namespace patchsae {
 
-// The vision tower of a Hugging Face directory. It is instantiated once for the program: every configuration that is
-// compiled in costs seconds of compiling.
-std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory);
-psae::clip_text_model load_text_model(const std::filesystem::path& directory);
+// The vision tower of a Hugging Face directory, as an adapter changes it (no path: none). It is instantiated once for the
+// program: every configuration that is compiled in costs seconds of compiling.
+std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory,
+                                               const std::filesystem::path& adapter = {});
+psae::clip_text_model load_text_model(const std::filesystem::path& directory,
+                                      const std::filesystem::path& adapter = {});
 
 // Options ------------------------------------------------------------------------------------------------------------
 
@@ -36,7 +38,7 @@ struct common_options {
 };
 
 struct image_options {
-    std::string model;
+    std::string model, adapter;
     std::vector<std::string> images;
     std::string split, alpha = "white";
     std::size_t limit = 0;
@@ -183,6 +185,7 @@ void add_mask(CLI::App& app);
 void add_classes(CLI::App& app);
 void add_classify(CLI::App& app);
 void add_intervene(CLI::App& app);
+void add_compare(CLI::App& app);
 void add_report(CLI::App& app);
 void add_convert(CLI::App& app);
 

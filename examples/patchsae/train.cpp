@@ -203,7 +203,7 @@ void train_on_store(const train_options& s, const CLI::App& command, std::vector
 
 void train_on_pictures(const train_options& s, const CLI::App& command, std::vector<planned_run>& planned) {
     const psae::cpu device(s.common.threads);
-    const auto tower = load_model(s.images.model);
+    const auto tower = load_model(s.images.model, s.images.adapter);
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     std::vector<std::size_t> layers;
     for (planned_run& p : planned) {
@@ -213,7 +213,7 @@ void train_on_pictures(const train_options& s, const CLI::App& command, std::vec
     std::sort(layers.begin(), layers.end());
     layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
     auto list = list_images(s.images);
-    auto identity = identity_of_tokens(list, *tower, layers.front(), s.images.model, how);
+    auto identity = identity_of_tokens(list, *tower, layers.front(), s.images, how);
     std::vector<std::string> fingerprints;
     for (const std::size_t layer : layers) {
         identity["layer"] = std::to_string(layer);
@@ -223,7 +223,7 @@ void train_on_pictures(const train_options& s, const CLI::App& command, std::vec
     std::vector<float> held_out;
     if (s.eval_every > 0) {
         const auto split =
-            psae::split_held_out(list.files.size(), most_held_out_tokens / tower->tokens(), s.common.seed);
+            psae::split_held_out(list.files.size(), most_held_out_tokens / tower->image_tokens(), s.common.seed);
         auto pictures = read_pictures(psae::select(list, split.held_out), s.images, how);
         psae::image_activations part(*tower, pictures, layers, device, s.common.seed);
         held_out.resize(part.rows() * part.columns());

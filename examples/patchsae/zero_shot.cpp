@@ -6,8 +6,10 @@ void zero_shot_options::add_to(CLI::App& app) {
     app.add_option("--classes", classes,
                    "file of classes, a line a name, or label and name; without it the folders' names, with blanks for "
                    "underscores");
-    app.add_option("--templates", templates,
-                   "file of templates, a line each, {} is the class name; without it CLIP's 80 for ImageNet");
+    app.add_option(
+        "--templates", templates,
+        "file of templates, a line each, {} is the class name; without it CLIP's 80 for ImageNet, with an adapter "
+        "the one MaPLe learns with, \"a photo of a {}.\"");
 }
 
 psae::named_classes name_classes(const zero_shot_options& options, const image_options& images,
@@ -26,9 +28,12 @@ zero_shot_task make_zero_shot_task(const zero_shot_options& options, const image
                                    const psae::image_list& list, const psae::cpu& device, bool unit_mean) {
     zero_shot_task task;
     task.classes = name_classes(options, images, list);
-    const auto text = load_text_model(images.model);
-    const auto templates = psae::read_lines(options.templates.empty() ? find_data_file("imagenet_templates.txt")
-                                                                      : std::filesystem::path(options.templates));
+    const auto text = load_text_model(images.model, images.adapter);
+    // MaPLe's context is learnt with one template, whose first words it takes the place of.
+    const std::vector<std::string> templates = !options.templates.empty() ? psae::read_lines(options.templates)
+                                               : !images.adapter.empty()
+                                                   ? std::vector<std::string>{"a photo of a {}."}
+                                                   : psae::read_lines(find_data_file("imagenet_templates.txt"));
     task.templates = templates.size();
     progress bar("classes", task.classes.names.size());
     const auto show = [&](std::size_t done) {

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include <psae/io/class_latents_file.hpp>
-#include <psae/io/interventions.hpp>
+#include <psae/io/model_comparison.hpp>
 #include <psae/vit/read_preprocessing.hpp>
 
 #include "../difference.hpp"
@@ -295,4 +295,93 @@ TEST_CASE("class-level latents are read as they were written, and damaged files 
     CHECK_THAT(damaged([](arrays& a) { a["what"].strings[0] = "pictures"; }), Catch::Contains("array what"));
     CHECK(damaged([](arrays&) {}) == "was read");
     std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("lists of latents of different lengths: a class with none keeps nothing, one with all keeps all") {
+    experiment e;
+    std::vector<std::uint32_t> all(F);
+    std::iota(all.begin(), all.end(), 0u);
+    const latent_ranking rankings[] = {ranking_of({all, {}, {5, 9}, {}}), ranking_of({{}, {}, {}, {}})};
+    CHECK(rankings[0].top == F);
+    CHECK(rankings[1].top == 0);
+    std::vector<std::uint32_t> two{5, 9, latent_ranking::none};
+    CHECK(std::equal(two.begin(), two.end(), rankings[0].of_class(2).begin()));
+    const latent_ranking both = {C, 2, {5, 9, 5, 9, 5, 9, 5, 9}};
+    const latent_ranking list[] = {rankings[0], rankings[1], both};
+    const std::vector<intervention> interventions{
+        {.k = F, .ranking = 0}, {.k = 0, .ranking = 1}, {}, {.what = action::remove}, {.k = 2, .ranking = 2}};
+    std::size_t seen = 0;
+    intervention_options options{.rankings = list, .by_label = true};
+    options.each = [&](const intervened_picture& p) {
+        const auto logits = [&](std::size_t v) { return p.logits.subspan(v * C, C); };
+        const std::size_t same = p.label == 0 ? 2 : p.label == 2 ? 4 : 3;
+        CHECK(relative_difference(logits(0), logits(same)) < 1e-6);
+        CHECK(relative_difference(logits(1), logits(3)) < 1e-6);
+        if (p.label != 0) CHECK(relative_difference(logits(0), logits(2)) > 1e-3);
+        ++seen;
+    };
+    e.run(interventions, options);
+    CHECK(seen == images);
+}
+
+TEST_CASE("latents that fire on pictures are those whose score is above tau") {
+    experiment e;
+    const auto fired =
+        fired_latents(e.device, *e.tower, e.pictures, of_label, e.sae, e.layer, C, class_count::images, 0.2);
+    CHECK(fired.counts.count == e.counts(class_count::images).count);
+    const auto score = pipeline_array("statistics.npz", "image_score");
+    for (std::size_t i = 0; i < images; ++i) {
+        std::vector<std::uint32_t> expected;
+        for (std::uint32_t f = 0; f < F; ++f)
+            if (score[golden_row(i) * F + f] > 0.2f) expected.push_back(f);
+        CHECK(fired.latents[i] == expected);
+        CHECK(!expected.empty());
+    }
+    CHECK(jaccard_index(fired.latents[0], fired.latents[0]) == 1);
+    const std::vector<std::uint32_t> a{1, 4, 6}, b{2, 4, 6, 7}, none;
+    CHECK(jaccard_index(a, b) == 0.4);
+    CHECK(jaccard_index(a, none) == 0);
+}
+
+TEST_CASE("sets of latents of two models, by class") {
+    class_latent_counts base;
+    base.classes = 2, base.latents = 6;
+    base.images = {4, 4};
+    base.count = {4, 3, 2, 1, 0, 0,  //
+                  0, 0, 0, 0, 4, 1};
+    auto adapted = base;
+    adapted.count = {4, 0, 1, 0, 3, 2,  //
+                     0, 0, 0, 0, 1, 0};
+    const std::size_t ks[] = {2, 3};
+    const auto sets = choose_sets(base, adapted, ks, latent_order::count, 7);
+    const auto of = [&](const std::string& name, std::size_t k, std::size_t c) {
+        for (const compared_set& s : sets.sets)
+            if (s.name == name && s.k == k) {
+                CHECK((s.what == action::remove) == (name == "new" || name == "random"));
+                const auto latents = sets.rankings[s.ranking].of_class(c);
+                std::vector<std::uint32_t> list(latents.begin(), latents.end());
+                std::erase(list, latent_ranking::none);
+                return list;
+            }
+        FAIL("no set " << name);
+        return std::vector<std::uint32_t>{};
+    };
+    using list = std::vector<std::uint32_t>;
+    CHECK(of("base", 2, 0) == list{0, 1});
+    CHECK(of("adapted", 2, 0) == list{0, 4});
+    CHECK(of("shared", 2, 0) == list{0});
+    CHECK(of("base", 3, 0) == list{0, 1, 2});
+    CHECK(of("adapted", 3, 1) == list{4});  // only one fires
+    CHECK(of("shared", 3, 1) == list{4});
+    CHECK(of("base_fired", 0, 0) == list{0, 1, 2, 3});
+    CHECK(of("adapted_fired", 0, 0) == list{0, 2, 4, 5});
+    CHECK(of("new", 0, 0) == list{4, 5});
+    CHECK(of("new", 0, 1).empty());
+    const auto drawn = of("random", 0, 0);
+    CHECK(drawn.size() == 2);
+    for (const auto f : drawn) CHECK(adapted.of_class(0)[f] > 0);
+    const auto interventions = sets.interventions();
+    REQUIRE(interventions.size() == 2 + 2 * sets.sets.size());
+    CHECK((interventions[0].k == intervention::all && !interventions[0].error_term && interventions[1].error_term));
+    CHECK(interventions[2].k == 2);
 }

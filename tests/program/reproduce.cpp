@@ -1,5 +1,5 @@
 // The commands of docs/reproduce.md, as they stand there, on the golden model and pictures.
-#include "program.hpp"
+#include "adapted_model.hpp"
 
 #include "../pipeline.hpp"
 
@@ -42,18 +42,24 @@ TEST_CASE("the commands that reproduce the paper run from end to end") {
                      "0_cat cat\n1_tree tree\n2_red_car red car\n3_house house\n");
     // Validation pictures lie in one folder; a table has their labels. Of the other set a table has the split.
     fs::create_directories(work / "val");
-    std::string solution = "ImageId,PredictionString\n", pets = "path,label,split\n";
+    std::string solution = "ImageId,PredictionString\n", pets = "path,label,split\n", parts[] = {pets, pets};
     std::size_t number = 0;
     for (const auto& label : fs::directory_iterator(pipeline / "images"))
         for (const auto& picture : fs::directory_iterator(label)) {
             const std::string name = "picture_" + std::to_string(number), folder_name = label.path().filename();
             fs::copy_file(picture, work / "val" / (name + ".JPEG"));
             solution += name + "," + folder_name + " 1 2 3 4\n";
-            pets += "val/" + name + ".JPEG," + folder_name.substr(2) + (number % 2 == 0 ? ",train\n" : ",test\n");
+            const std::string row =
+                "val/" + name + ".JPEG," + folder_name.substr(2) + (number % 2 == 0 ? ",train\n" : ",test\n");
+            pets += row;
+            parts[folder_name >= "2"] += row;
             if (number++ == 0) fs::copy_file(picture, work / "photo.jpg");
         }
     psae::write_text(work / "LOC_val_solution.csv", solution);
     psae::write_text(work / "pets.csv", pets);
+    psae::write_text(work / "pets_base.csv", parts[0]);
+    psae::write_text(work / "pets_new.csv", parts[1]);
+    write_adapter(work / "model.pth.tar-5", 1);
 
     const std::string page = read_text(data.parent_path() / "docs" / "reproduce.md");
     std::string tables = commands_below("Data sets", page), experiments = commands_below("The experiments", page);
@@ -71,6 +77,10 @@ TEST_CASE("the commands that reproduce the paper run from end to end") {
     CHECK(metrics.starts_with("latents,repeat,action,k,error_term,pictures,accuracy"));
     CHECK(metrics.find("\nnone,,,,,24,") != metrics.npos);
     CHECK(read_text(work / "pets/metrics.csv").find("\nnone,,,,,12,") != metrics.npos);
+    for (const char* part : {"pets_base", "pets_new"}) {
+        CHECK(count_lines(read_text(work / part / "classes.csv")) == 3);
+        CHECK(read_text(work / part / "metrics.csv").find("\nadapted,none,,,,6,") != std::string::npos);
+    }
     CHECK(fs::exists(work / "as_reference/accuracy.png"));
     CHECK(fs::exists(work / "masks/latent_1234.png"));
     const auto html = read_text(work / "sae/report.html");

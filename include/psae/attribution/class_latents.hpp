@@ -168,11 +168,23 @@ inline class_association association_of(const class_latent_counts& counts, std::
 
 // Some latents of each class, the first ones first.
 struct latent_ranking {
+    static constexpr std::uint32_t none = ~std::uint32_t{0};  // behind the last latent of a class that has fewer
+
     std::size_t classes = 0, top = 0;
     std::vector<std::uint32_t> latents;  // [classes, top]
 
     std::span<const std::uint32_t> of_class(std::size_t c) const { return std::span(latents).subspan(c * top, top); }
 };
+
+// Lists of latents of different lengths, one for each class, as a ranking.
+inline latent_ranking ranking_of(const std::vector<std::vector<std::uint32_t>>& lists) {
+    latent_ranking ranking{lists.size(), 0, {}};
+    for (const auto& list : lists) ranking.top = std::max(ranking.top, list.size());
+    ranking.latents.assign(lists.size() * ranking.top, latent_ranking::none);
+    for (std::size_t c = 0; c < lists.size(); ++c)
+        std::copy(lists[c].begin(), lists[c].end(), ranking.latents.begin() + std::ptrdiff_t(c * ranking.top));
+    return ranking;
+}
 
 // The `top` latents of each class with the largest counts; of equal counts the larger index first, as PatchSAE has them.
 // psae::error if there are fewer latents.

@@ -20,7 +20,8 @@
 
 namespace psae {
 
-// Adds all pictures that can be read to the counts, by the tokens of hidden state `layer`. class_of_label: a class, or
+// Adds all pictures that can be read to the counts, by the tokens of hidden state `layer` (without prompts, see
+// tokens_of_images). class_of_label: a class, or
 // -1 (its pictures do not count), for each label of the list. progress(pictures behind the batch): what it throws ends
 // the work. psae::error as require_fit and encode_rows.
 inline void count_class_latents(
@@ -29,12 +30,14 @@ inline void count_class_latents(
     const std::function<void(std::size_t)>& progress = [](std::size_t) {}) {
     require_fit(tower, sae);
     require_fit(pictures.list(), class_of_label, counter.counts().classes);
-    const std::size_t T = tower.tokens();
+    const std::size_t T = tower.image_tokens();
     std::vector<std::int32_t> classes;
+    std::vector<float> memory;
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
         classes.clear();
         for (const std::size_t i : h.pictures) classes.push_back(class_of(pictures.list(), i, class_of_label));
-        encode_in_batches(device, scratch, sae, h.tokens, classes.size() * T, T, [&](std::size_t first, const auto& z) {
+        const float* tokens = tokens_of_images(tower, h.tokens, classes.size(), memory);
+        encode_in_batches(device, scratch, sae, tokens, classes.size() * T, T, [&](std::size_t first, const auto& z) {
             counter.add(z, T, std::span(classes).subspan(first / T, z.tokens / T));
         });
     };

@@ -110,6 +110,18 @@ inline void require_fit(const vision_tower& tower, const sae_description& sae) {
             "the SAE takes d_in " + std::to_string(sae.d_in) + ", the tokens have " + std::to_string(tower.width()));
 }
 
+// The class token and the patches [images, image_tokens(), width] of tokens [images, tokens(), width]: these if there are
+// no prompts, which tell of the model more than of a picture; else a copy of the others in `memory`. SAEs are trained on
+// these, and what is said of pictures counts these.
+inline const float* tokens_of_images(const vision_tower& tower, const float* tokens, std::size_t images,
+                                     std::vector<float>& memory) {
+    if (tower.prompts() == 0) return tokens;
+    const std::size_t own = tower.image_tokens() * tower.width(), all = tower.tokens() * tower.width();
+    memory.resize(images * own);
+    for (std::size_t i = 0; i < images; ++i) std::copy_n(tokens + i * all, own, memory.data() + i * own);
+    return memory.data();
+}
+
 // The tokens [pictures.size(), T, width] of a batch of pictures at hidden state `layer`.
 struct hooked_tokens {
     std::span<const std::size_t> pictures;  // their indices in the list
@@ -147,10 +159,10 @@ void each_hooked(const cpu& device, const vision_tower& tower, picture_reader& p
     });
 }
 
-// A source for activation_stream: the tokens [T, layers * d] of every picture, pictures shuffled anew in each epoch.
-// A row is a token at each of the layers, one after the other, from one pass of the tower. The place
-// of an unreadable picture is taken by the next readable one of the list, so rows depend on the seed and the files
-// alone.
+// A source for activation_stream: the tokens [T, layers * d] of every picture (without prompts, see tokens_of_images),
+// pictures shuffled anew in each epoch. A row is a token at each of the layers, one after the other, from one pass of the
+// tower. The place of an unreadable picture is taken by the next readable one of the list, so rows depend on the seed and
+// the files alone.
 class image_activations {
 public:
     // Tokens of hidden states `layers`, ascending. Tower and pictures must outlive this.
@@ -166,11 +178,11 @@ public:
     }
 
     std::size_t columns() const { return layers_.size() * tower_.width(); }
-    std::size_t rows() const { return pictures_.size() * tower_.tokens(); }
+    std::size_t rows() const { return pictures_.size() * tower_.image_tokens(); }
 
     // Rows first .. first + count of the endless stream. out: [count, layers * d].
     void read(std::uint64_t first, std::size_t count, float* out) {
-        const std::size_t T = tower_.tokens(), d = columns();
+        const std::size_t T = tower_.image_tokens(), d = columns();
         for (std::size_t done = 0; done < count;) {
             const std::uint64_t position = (first + done) / T;
             // Passes are cut at fixed positions: what a product rounds may depend on how many pictures go through it, and a
@@ -191,7 +203,7 @@ public:
     // Up to `count` rows drawn at random, equally many from each of up to `pictures` pictures. Returns
     // [n, layers * d].
     std::vector<float> sample(std::size_t count, std::size_t pictures = 128) {
-        const std::size_t T = tower_.tokens(), d = columns();
+        const std::size_t T = tower_.image_tokens(), d = columns();
         pictures = std::min({pictures, pictures_.size(), count});
         epoch_order order(pictures_.size(), ~seed_);
         random_stream random(~seed_);
@@ -223,9 +235,10 @@ private:
     void forward(std::vector<std::size_t> which) {
         const std::size_t count = which.size(), pixels = pictures_.pixels();
         pixels_.resize(count * pixels);
-        const std::size_t rows = count * tower_.tokens(), d = tower_.width();
+        const std::size_t rows = count * tower_.image_tokens(), d = tower_.width();
+        const bool in_place = layers_.size() == 1 && tower_.prompts() == 0;
         held_.resize(rows * columns());
-        if (layers_.size() > 1) state_.resize(rows * d);
+        if (!in_place) state_.resize(count * tower_.tokens() * d);
         auto good = pictures_.read(device_, which, pixels_.data());
         for (std::size_t i = 0; i < count; ++i)
             for (std::size_t tried = 1; !good[i]; ++tried) {
@@ -236,11 +249,12 @@ private:
                 good[i] = pictures_.read(device_, {&which[i], 1}, pixels_.data() + i * pixels)[0];
             }
         scratch_.reset();
-        float* x = layers_.size() > 1 ? state_.data() : held_.data();
+        float* x = in_place ? held_.data() : state_.data();
         std::size_t l = 0;
         each_hidden_state(device_, scratch_, tower_, pixels_.data(), which, layers_, x, [&](const hooked_tokens&) {
-            if (layers_.size() > 1)
-                for (std::size_t r = 0; r < rows; ++r) std::copy_n(x + r * d, d, held_.data() + r * columns() + l * d);
+            if (in_place) return;
+            const float* own = tokens_of_images(tower_, x, count, own_);
+            for (std::size_t r = 0; r < rows; ++r) std::copy_n(own + r * d, d, held_.data() + r * columns() + l * d);
             ++l;
         });
         held_first_ = 0;
@@ -254,7 +268,7 @@ private:
     std::uint64_t seed_;
     epoch_order order_;
     arena<> scratch_;
-    std::vector<float> pixels_, state_;
+    std::vector<float> pixels_, state_, own_;
     std::vector<float> held_;  // rows of the pictures at positions held_first_ .. + held_count_
     std::uint64_t held_first_ = 0;
     std::size_t held_count_ = 0;

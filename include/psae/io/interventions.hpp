@@ -89,7 +89,8 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
                         "interventions are measured on pictures whose label is known");
     for (const latent_ranking& r : options.rankings)
         if (r.classes != C || r.latents.size() != C * r.top ||
-            std::any_of(r.latents.begin(), r.latents.end(), [&](std::uint32_t f) { return f >= F; }))
+            std::any_of(r.latents.begin(), r.latents.end(),
+                        [&](std::uint32_t f) { return f >= F && f != latent_ranking::none; }))
             throw error("ranking of latents does not fit", "interventions",
                         "expected " + std::to_string(C) + " classes and latents below " + std::to_string(F));
     for (const intervention& v : interventions) {
@@ -147,7 +148,7 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
                                                         : best_classes(std::span(plain).subspan(p * C, C), 1)[0];
                 for (std::size_t r = 0; r < rankings; ++r)
                     for (std::uint32_t j = 0; const std::uint32_t f : options.rankings[r].of_class(of))
-                        rank[r][f] = j++;
+                        if (f != latent_ranking::none) rank[r][f] = j++;
                 for (const intervention& v : interventions) {
                     const auto mark = scratch.position();
                     float* tokens = replaced.data() + filled * T * d;
@@ -158,7 +159,8 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
                     if (++filled == at_once) flush();
                 }
                 for (std::size_t r = 0; r < rankings; ++r)
-                    for (const std::uint32_t f : options.rankings[r].of_class(of)) rank[r][f] = ~std::uint32_t{0};
+                    for (const std::uint32_t f : options.rankings[r].of_class(of))
+                        if (f != latent_ranking::none) rank[r][f] = ~std::uint32_t{0};
             }
             if (filled > 0) flush();
         });

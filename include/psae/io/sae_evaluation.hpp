@@ -52,7 +52,7 @@ struct model_evaluation {
 // encode_rows.
 inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tower, picture_reader& pictures,
                                       std::span<const layer_sae> saes, const evaluation_options& options = {}) {
-    const std::size_t T = tower.tokens(), d = tower.width();
+    const std::size_t T = tower.image_tokens(), d = tower.width();
     std::vector<std::size_t> layers;
     std::vector<reconstruction_sums> sums;
     std::vector<latent_summary_builder> summaries;
@@ -74,7 +74,7 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
     model_evaluation result;
     result.saes.resize(saes.size());
     std::vector<std::int64_t> labels;
-    std::vector<float> replaced;
+    std::vector<float> replaced, memory;
     // Of what stands in `replaced`.
     const auto classify = [&](accuracy_counts& counts, arena<>& scratch, const hooked_tokens& h) {
         const std::size_t C = classifier->classes.size(), count = h.pictures.size();
@@ -84,18 +84,24 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
                        class_of(pictures.list(), h.pictures[i], options.class_of_label));
     };
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
-        const std::size_t rows = h.pictures.size() * T;
-        replaced.resize(rows * d);
+        const std::size_t images = h.pictures.size(), all = images * tower.tokens();
+        replaced.resize(all * d);
         for (std::size_t s = 0; s < saes.size(); ++s) {
             if (saes[s].layer != h.layer) continue;
-            encode_in_batches(device, scratch, saes[s].sae, h.tokens, rows, T, [&](std::size_t r, const auto& z) {
-                const float* tokens = h.tokens + r * d;
+            const float* own = tokens_of_images(tower, h.tokens, images, memory);
+            encode_in_batches(device, scratch, saes[s].sae, own, images * T, T, [&](std::size_t r, const auto& z) {
+                const float* tokens = own + r * d;
                 float* x_hat = replaced.data() + r * d;
                 decode_rows(device, saes[s].sae, z, tokens, x_hat);
                 sums[s].add(tokens, z, x_hat, T);
                 if (options.top_images > 0) summaries[s].add(z, T);
             });
-            if (classifier != nullptr) classify(result.saes[s].accuracy, scratch, h);
+            if (classifier == nullptr) continue;
+            if (tower.prompts() > 0)  // they are replaced too
+                encode_in_batches(device, scratch, saes[s].sae, h.tokens, all, 1, [&](std::size_t r, const auto& z) {
+                    decode_rows(device, saes[s].sae, z, h.tokens + r * d, replaced.data() + r * d);
+                });
+            classify(result.saes[s].accuracy, scratch, h);
         }
         if (h.layer != layers.back()) return;
         for (const std::size_t i : h.pictures) {
@@ -103,7 +109,7 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
             result.labelled += labels.back() >= 0;
         }
         if (classifier == nullptr) return;
-        replaced.assign(h.tokens, h.tokens + rows * d);
+        replaced.assign(h.tokens, h.tokens + all * d);
         classify(result.plain, scratch, h);
     };
     each_hooked(device, tower, pictures, layers, 8, at, options.progress);

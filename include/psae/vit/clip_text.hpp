@@ -11,6 +11,7 @@
 
 #include <psae/stage/reduce.hpp>
 #include <psae/vit/clip_config.hpp>
+#include <psae/vit/deep_prompts.hpp>
 #include <psae/vit/token_ids.hpp>
 #include <psae/vit/transformer_block.hpp>
 
@@ -42,8 +43,10 @@ public:
     }
 
     // Hidden state 0 of one token, [d], to out.
-    void embed(std::size_t id, std::size_t position, T* out) const {
-        for (std::size_t c = 0; c < d; ++c) out[c] = token_[id * d + c] + position_[position * d + c];
+    void embed(std::size_t id, std::size_t position, T* out) const { place(token_.data() + id * d, position, out); }
+    // The same of a token's embedding, [d].
+    void place(const T* token, std::size_t position, T* out) const {
+        for (std::size_t c = 0; c < d; ++c) out[c] = token[c] + position_[position * d + c];
     }
     // Hidden state i + 1 from hidden state i: [texts * tokens, d].
     template <operand X>
@@ -80,6 +83,9 @@ public:
     virtual std::size_t width() const = 0;
     virtual std::size_t layers() const = 0;
     virtual std::size_t projection() const = 0;
+    // Learnt tokens that take the place of those behind the start token, if the model is adapted by prompts. A text must
+    // have so many before its end token.
+    virtual std::size_t prompts() const { return 0; }
     // Hidden state 0 of `count` token ids, the first at position 0. Ids must be below vocabulary().
     virtual void embed(const std::int32_t* ids, std::size_t count, float* tokens) const = 0;
     // Hidden state `first` to hidden state `last`, in place.
@@ -112,8 +118,16 @@ class clip_text_tower final : public text_tower {
     using model_type = clip_text<Config>;
 
 public:
+    // psae::error if the prompts do not fit the tower.
     template <class Source>
-    explicit clip_text_tower(const Source& source) : model_(source) {}
+    explicit clip_text_tower(const Source& source, deep_prompts prompts = {})
+        : model_(source), prompts_(std::move(prompts)) {
+        if (prompts_.count == 0) return;
+        prompts_.require_fit(Config::width, Config::layers, Config::name);
+        float* first = prompts_.rows[0].data();
+        for (std::size_t i = 0; i < prompts_.count; ++i)
+            model_.place(first + i * Config::width, i + 1, first + i * Config::width);
+    }
 
     const char* name() const override { return Config::name; }
     std::size_t vocabulary() const override { return Config::vocabulary; }
@@ -121,16 +135,21 @@ public:
     std::size_t width() const override { return Config::width; }
     std::size_t layers() const override { return Config::layers; }
     std::size_t projection() const override { return Config::projection; }
+    std::size_t prompts() const override { return prompts_.count; }
 
     void embed(const std::int32_t* ids, std::size_t count, float* tokens) const override {
         for (std::size_t t = 0; t < count; ++t)
             model_.embed(static_cast<std::size_t>(ids[t]), t, tokens + t * Config::width);
+        prompts_.put(0, tokens, 1, count, 1);
     }
     void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t texts, std::size_t tokens_each,
              std::size_t first, std::size_t last) const override {
-        detail::infer_blocks<Config::width, Config::mlp>(
-            device, scratch, tokens, texts, tokens_each, first, last,
-            [&](std::size_t i, const auto& x) { return model_.block(i, x, tokens_each); });
+        for (std::size_t i = first; i < last; ++i) {
+            if (i > 0) prompts_.put(i, tokens, texts, tokens_each, 1);
+            detail::infer_blocks<Config::width, Config::mlp>(
+                device, scratch, tokens, texts, tokens_each, i, i + 1,
+                [&](std::size_t b, const auto& x) { return model_.block(b, x, tokens_each); });
+        }
     }
     void final_norm(const cpu& device, arena<>& scratch, float* rows, std::size_t n) const override {
         detail::infer(device, scratch, rows, typename model_type::tokens_shape{n}, rows,
@@ -149,11 +168,12 @@ public:
 
 private:
     model_type model_;
+    deep_prompts prompts_;  // the first with their positions
 };
 
 // Text embeddings [texts, projection], of unit length unless asked otherwise. Texts of similar length run together, and
-// no further than the last end token among them. psae::error for an id outside the vocabulary, and for more ids than
-// the tower has positions.
+// no further than the last end token among them. psae::error for an id outside the vocabulary, for more ids than the
+// tower has positions, and for a text shorter than its prompts.
 inline std::vector<float> embed_texts(const cpu& device, const text_tower& tower, const token_ids& texts,
                                       bool normalised = true) {
     constexpr std::size_t most_texts = 64;
@@ -170,7 +190,13 @@ inline std::vector<float> embed_texts(const cpu& device, const text_tower& tower
                 "expected 0 to " + std::to_string(tower.vocabulary() - 1) + ", found " + std::to_string(texts.ids[i]),
                 "the tokenizer belongs to another model");
     std::vector<std::size_t> ends(n), order(n);
-    for (std::size_t i = 0; i < n; ++i) ends[i] = tower.end_position(texts.ids.data() + i * context, context);
+    for (std::size_t i = 0; i < n; ++i) {
+        ends[i] = tower.end_position(texts.ids.data() + i * context, context);
+        if (ends[i] <= tower.prompts())
+            throw error("text is shorter than the learnt context", "text " + std::to_string(i),
+                        "expected at least " + std::to_string(tower.prompts()) +
+                            " tokens, whose place it takes, found " + std::to_string(ends[i] == 0 ? 0 : ends[i] - 1));
+    }
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return ends[a] < ends[b]; });
     std::vector<float> embeds(n * p), x, rows, some(most_texts * p);

@@ -11,6 +11,7 @@
 #include <psae/stage/patch_embedding.hpp>
 #include <psae/stage/reduce.hpp>
 #include <psae/vit/clip_config.hpp>
+#include <psae/vit/deep_prompts.hpp>
 #include <psae/vit/transformer_block.hpp>
 
 namespace psae {
@@ -44,18 +45,22 @@ public:
     // Hidden state 0, [images * tokens, d]. pixels: [images, 3, side, side].
     template <operand X>
     auto embed(const X& pixels) const {
-        return layer_norm(patch_embedding(pixels, W_patch_, class_embedding_, position_, Config::patch), pre_gain_,
-                          pre_shift_, eps);
+        return pre_norm(patch_embedding(pixels, W_patch_, class_embedding_, position_, Config::patch));
     }
-    // Hidden state i + 1 from hidden state i.
+    // The layer norm before the blocks, [n, d]. x: any rows of embeddings.
     template <operand X>
-    auto block(std::size_t i, const X& x) const {
-        return blocks_[i](x, Config::tokens);
+    auto pre_norm(const X& x) const {
+        return layer_norm(x, pre_gain_, pre_shift_, eps);
     }
-    // Image embeddings [images, projection] from the last hidden state, not normalised.
+    // Hidden state i + 1 from hidden state i. tokens: of an image.
     template <operand X>
-    auto project(const X& x) const {
-        return matmul(layer_norm(class_tokens(x, Config::tokens), post_gain_, post_shift_, eps), W_projection_);
+    auto block(std::size_t i, const X& x, std::size_t tokens = Config::tokens) const {
+        return blocks_[i](x, tokens);
+    }
+    // Image embeddings [images, projection] from the last hidden state, not normalised. tokens: of an image.
+    template <operand X>
+    auto project(const X& x, std::size_t tokens = Config::tokens) const {
+        return matmul(layer_norm(class_tokens(x, tokens), post_gain_, post_shift_, eps), W_projection_);
     }
 
 private:
@@ -77,7 +82,11 @@ public:
     virtual std::size_t width() const = 0;
     virtual std::size_t layers() const = 0;
     virtual std::size_t projection() const = 0;
-    std::size_t tokens() const { return grid() * grid() + 1; }
+    // Of an image: the class token and the patches, row by row.
+    std::size_t image_tokens() const { return grid() * grid() + 1; }
+    // Learnt tokens behind them, if the model is adapted by prompts.
+    virtual std::size_t prompts() const { return 0; }
+    std::size_t tokens() const { return image_tokens() + prompts(); }
     // The hidden_states index of `layer`, which may count from the end; throws psae::error if there is none.
     std::size_t hidden_index(long layer) const {
         const long count = static_cast<long>(layers()) + 1, index = layer < 0 ? layer + count : layer;
@@ -99,13 +108,23 @@ public:
 };
 
 // The tower of a configuration behind that interface, for inference. Scratch memory is given back block by block.
+// Prompts stand behind the patches; they have no position, but pass the layer norm before the blocks.
 template <class Config>
 class clip_vision_tower final : public vision_tower {
     using model_type = clip_vision<Config>;
 
 public:
+    // psae::error if the prompts do not fit the tower.
     template <class Source>
-    explicit clip_vision_tower(const Source& source) : model_(source) {}
+    explicit clip_vision_tower(const Source& source, deep_prompts prompts = {})
+        : model_(source), prompts_(std::move(prompts)) {
+        if (prompts_.count == 0) return;
+        prompts_.require_fit(Config::width, Config::layers, Config::name);
+        arena<> scratch;
+        float* first = prompts_.rows[0].data();
+        detail::infer(cpu(1), scratch, first, typename model_type::tokens_shape{prompts_.count}, first,
+                      [&](const auto& x) { return model_.pre_norm(x); });
+    }
 
     const char* name() const override { return Config::name; }
     std::size_t image_size() const override { return Config::image; }
@@ -113,31 +132,45 @@ public:
     std::size_t width() const override { return Config::width; }
     std::size_t layers() const override { return Config::layers; }
     std::size_t projection() const override { return Config::projection; }
+    std::size_t prompts() const override { return prompts_.count; }
 
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
         detail::infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens,
                       [&](const auto& x) { return model_.embed(x); });
+        if (prompts() == 0) return;
+        constexpr std::size_t own = Config::tokens * Config::width;
+        for (std::size_t i = images; i-- > 0;)  // to their places among prompts, the last image first
+            std::copy_backward(tokens + i * own, tokens + (i + 1) * own,
+                               tokens + i * this->tokens() * Config::width + own);
+        prompts_.put(0, tokens, images, this->tokens(), Config::tokens);
     }
     void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
              std::size_t last) const override {
-        detail::infer_blocks<Config::width, Config::mlp>(
-            device, scratch, tokens, images, Config::tokens, first, last,
-            [&](std::size_t i, const auto& x) { return model_.block(i, x); });
+        for (std::size_t i = first; i < last; ++i) {
+            if (i > 0) prompts_.put(i, tokens, images, this->tokens(), Config::tokens);
+            detail::infer_blocks<Config::width, Config::mlp>(
+                device, scratch, tokens, images, this->tokens(), i, i + 1,
+                [&](std::size_t b, const auto& x) { return model_.block(b, x, this->tokens()); });
+        }
     }
     void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                  bool normalised) const override {
-        const typename model_type::tokens_shape extents{images * Config::tokens};
+        const std::size_t each = this->tokens();
+        const typename model_type::tokens_shape extents{images * each};
         if (normalised)
             detail::infer(device, scratch, tokens, extents, embeds, [&](const auto& x) {
-                const auto e = model_.project(x);
+                const auto e = model_.project(x, each);
                 return e / norm(e);
             });
-        else detail::infer(device, scratch, tokens, extents, embeds, [&](const auto& x) { return model_.project(x); });
+        else
+            detail::infer(device, scratch, tokens, extents, embeds,
+                          [&](const auto& x) { return model_.project(x, each); });
     }
 
 private:
     model_type model_;
+    deep_prompts prompts_;  // the first after the layer norm
 };
 
 }  // namespace psae

@@ -68,6 +68,23 @@ inline openai_tensor openai_name(std::string_view name) {
     return {std::string(name)};
 }
 
+// A tensor in Hugging Face's shape from a file (with read(name, shape)) that has it as OpenAI's models do. An error names
+// it as the file does.
+template <class T, class File>
+std::vector<T> read_openai(const File& file, const openai_tensor& from, const std::vector<std::size_t>& shape) {
+    if (from.transposed) {
+        if (shape.size() != 2) return file.template read<T>(from.name, shape);  // an error
+        const std::size_t rows = shape[0], columns = shape[1];
+        return transpose(file.template read<T>(from.name, {columns, rows}).data(), columns, rows);
+    }
+    if (from.third < 0 || shape.empty()) return file.template read<T>(from.name, shape);
+    auto stacked = shape;
+    stacked[0] *= 3;
+    const auto values = file.template read<T>(from.name, stacked);
+    const auto size = static_cast<std::ptrdiff_t>(values.size() / 3);
+    return {values.begin() + from.third * size, values.begin() + (from.third + 1) * size};
+}
+
 // A source of weights as weight_reader takes it.
 class clip_weights {
 public:
@@ -81,18 +98,7 @@ public:
     template <class T = float>
     std::vector<T> read(std::string_view name, const std::vector<std::size_t>& shape) const {
         if (!has_openai_names()) return files_.read<T>(name, shape);
-        const openai_tensor from = openai_name(name);
-        if (from.transposed) {
-            if (shape.size() != 2) return files_.read<T>(from.name, shape);  // an error
-            const std::size_t rows = shape[0], columns = shape[1];
-            return transpose(files_.read<T>(from.name, {columns, rows}).data(), columns, rows);
-        }
-        if (from.third < 0 || shape.empty()) return files_.read<T>(from.name, shape);
-        auto stacked = shape;
-        stacked[0] *= 3;
-        const auto values = files_.read<T>(from.name, stacked);
-        const auto size = static_cast<std::ptrdiff_t>(values.size() / 3);
-        return {values.begin() + from.third * size, values.begin() + (from.third + 1) * size};
+        return read_openai<T>(files_, openai_name(name), shape);
     }
 
 private:

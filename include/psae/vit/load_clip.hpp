@@ -9,7 +9,7 @@
 
 #include <psae/vit/clip_text.hpp>
 #include <psae/vit/clip_vision.hpp>
-#include <psae/vit/clip_weights.hpp>
+#include <psae/vit/maple_adapter.hpp>
 #include <psae/vit/read_tokenizer.hpp>
 
 namespace psae {
@@ -171,12 +171,24 @@ std::unique_ptr<Tower> make_tower(const Numbers& numbers, const std::string& whe
 
 }  // namespace detail
 
-// Throws psae::error naming the differing fields of the nearest configuration if none fits.
+// psae::error, which names both, if an adapter (nullptr: none) is not for the model of a directory.
+inline void require_fit(const maple_adapter* adapter, const std::filesystem::path& directory) {
+    if (adapter == nullptr) return;
+    const auto vision = read_clip_numbers(directory / "config.json");
+    const auto text = read_clip_text_numbers(directory / "config.json");
+    adapter->require_fit(vision.width, vision.layers, text.width, text.layers, directory.string());
+}
+
+// The model of a directory, as an adapter (nullptr: none) changes it. Throws psae::error naming the differing fields of
+// the nearest configuration if none fits, and for an adapter of another model.
 template <class List = known_clip_configs>
-std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& directory, List list = {}) {
+std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& directory, List list = {},
+                                               const maple_adapter* adapter = nullptr) {
     const auto path = directory / "config.json";
+    require_fit(adapter, directory);
     return detail::make_tower<vision_tower>(read_clip_numbers(path), path.string(), list, [&]<class C>(C) {
-        return std::make_unique<clip_vision_tower<C>>(clip_weights(directory));
+        return std::make_unique<clip_vision_tower<C>>(adapted_weights(directory, adapter),
+                                                      adapter == nullptr ? deep_prompts{} : adapter->vision());
     });
 }
 
@@ -194,17 +206,20 @@ struct clip_text_model {
 
 // As load_clip_vision; psae::error also if the tokenizer has ids that the model does not have.
 template <class List = known_clip_text_configs>
-clip_text_model load_clip_text(const std::filesystem::path& directory, List list = {}) {
+clip_text_model load_clip_text(const std::filesystem::path& directory, List list = {},
+                               const maple_adapter* adapter = nullptr) {
     const auto path = directory / "config.json";
+    require_fit(adapter, directory);
     const auto numbers = read_clip_text_numbers(path);
     auto tokenizer = read_tokenizer(directory);
     if (tokenizer.largest_id() >= numbers.vocabulary)
         throw error("tokenizer and model disagree", directory.string(),
                     "the model has " + std::to_string(numbers.vocabulary) + " token ids, the tokenizer's largest is " +
                         std::to_string(tokenizer.largest_id()));
-    const clip_weights weights(directory);
-    auto tower = detail::make_tower<text_tower>(
-        numbers, path.string(), list, [&]<class C>(C) { return std::make_unique<clip_text_tower<C>>(weights); });
+    const adapted_weights weights(directory, adapter);
+    auto tower = detail::make_tower<text_tower>(numbers, path.string(), list, [&]<class C>(C) {
+        return std::make_unique<clip_text_tower<C>>(weights, adapter == nullptr ? deep_prompts{} : adapter->text());
+    });
     tower->eos_token_id = numbers.eos_token_id;
     const float scale = std::exp(weights.read("logit_scale", {})[0]);
     if (!(scale > 0) || !std::isfinite(scale))

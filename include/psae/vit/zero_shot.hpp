@@ -27,8 +27,9 @@ struct zero_shot_classifier {
     std::vector<std::string> classes;
     std::vector<float> embeddings;  // [classes, projection], of unit length unless made otherwise
     float scale = 1;                // of cosines to logits
+    std::vector<float> bias{};      // [classes], added to the logits; empty: none
 
-    // [images, classes]: scale times the cosines. image_embeds: [images, projection], of unit length.
+    // [images, classes]: scale times the cosines, and the bias. image_embeds: [images, projection], of unit length.
     std::vector<float> logits(const std::vector<float>& image_embeds, std::size_t images) const {
         const std::size_t C = classes.size(), p = embeddings.size() / C;
         if (image_embeds.size() != images * p)
@@ -41,7 +42,7 @@ struct zero_shot_classifier {
                 double sum = 0;
                 for (std::size_t k = 0; k < p; ++k)
                     sum += double(image_embeds[i * p + k]) * double(embeddings[c * p + k]);
-                out[i * C + c] = static_cast<float>(double(scale) * sum);
+                out[i * C + c] = static_cast<float>(double(scale) * sum + (bias.empty() ? 0 : double(bias[c])));
             }
         return out;
     }
@@ -70,7 +71,7 @@ inline zero_shot_classifier make_zero_shot_classifier(
     if (classes.empty() || templates.empty())
         throw error("zero-shot classification has no texts", "", "expected at least one class and one template");
     const std::size_t p = model.tower->projection(), P = templates.size(), at_once = std::max<std::size_t>(1, 512 / P);
-    zero_shot_classifier out{classes, std::vector<float>(classes.size() * p), model.scale};
+    zero_shot_classifier out{classes, std::vector<float>(classes.size() * p), model.scale, {}};
     for (std::size_t first = 0; first < classes.size(); first += at_once) {
         progress(first);
         const std::size_t count = std::min(at_once, classes.size() - first);
