@@ -8,6 +8,7 @@
 #include <psae/attribution/intervention.hpp>
 #include <psae/attribution/label_purity.hpp>
 #include <psae/attribution/latent_summary.hpp>
+#include <psae/attribution/logit_attribution.hpp>
 #include <psae/attribution/patch_map.hpp>
 #include <psae/core/arena.hpp>
 #include <psae/core/element.hpp>

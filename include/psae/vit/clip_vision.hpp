@@ -66,6 +66,28 @@ private:
     std::vector<block_type> blocks_;
 };
 
+// <e, direction>, e being the image embedding of unit length that follows from one image's hidden state `first`, and its
+// gradient with respect to those tokens. tokens, gradient: [tokens, d]; direction: [projection].
+template <class Config, class T>
+T embedding_gradient(const cpu& device, arena<>& scratch, const clip_vision<Config, T>& model, const T* tokens,
+                     std::size_t first, const T* direction, T* gradient) {
+    cpu backend = device;
+    const auto mark = scratch.position();
+    tape<cpu> t(backend, scratch, mode::train);
+    using tokens_shape = typename clip_vision<Config, T>::tokens_shape;
+    const auto x = t.variable_of(view<const T, tokens_shape>{tokens, tokens_shape{Config::tokens}});
+    auto h = x;
+    for (std::size_t i = first; i < Config::layers; ++i) h = model.block(i, h);
+    const auto e = model.project(h);
+    const auto value = mean(sum(e * const_view<T, shape<Config::projection>>{direction, {}}) / norm(e));
+    t.run();
+    backward(t, value);
+    std::copy_n(x.adjoint->data, Config::tokens * Config::width, gradient);
+    const T result = *value.data;
+    scratch.release_to(mark);
+    return result;
+}
+
 // A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(),
 // width()].
 class vision_tower {
@@ -96,6 +118,9 @@ public:
     // Image embeddings [images, projection()] of the last hidden state, scaled to unit length if asked.
     virtual void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                          bool normalised) const = 0;
+    // As embedding_gradient, of one image.
+    virtual float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
+                                const float* direction, float* gradient) const = 0;
 };
 
 // The tower of a configuration behind that interface, for inference. Scratch memory is given back block by block.
@@ -134,6 +159,10 @@ public:
                 return e / norm(e);
             });
         else detail::infer(device, scratch, tokens, extents, embeds, [&](const auto& x) { return model_.project(x); });
+    }
+    float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
+                        const float* direction, float* gradient) const override {
+        return embedding_gradient(device, scratch, model_, tokens, first, direction, gradient);
     }
 
 private:
