@@ -49,7 +49,7 @@ struct scene {
         weights.b_enc = floats(normal(F, 5, 0.3));
         weights.b_dec = floats(normal(d, 6, 0.3));
         arena<> scratch;
-        const auto z = encode_rows(cpu(2), scratch, weights, x.data(), T);
+        const auto z = encode_rows(cpu(1), scratch, weights, x.data(), T);
         dense.assign(T * F, 0);
         for (std::size_t t = 0; t < T; ++t)
             for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) dense[t * F + z.latent[i]] = z.value[i];
@@ -88,7 +88,7 @@ struct scene {
         return exact_value(tokens, layer);
     }
     double exact_value(std::vector<double>& tokens, std::size_t layer) const {
-        cpu device(2);
+        cpu device(1);
         arena<> scratch;
         for (std::size_t i = layer; i < config::layers; ++i) {
             tape<cpu> t(device, scratch, mode::infer);
@@ -123,7 +123,7 @@ TEST_CASE("the gradient of a value with respect to the tokens of every layer equ
         auto tokens = normal(T * d, 8 + layer);
         std::vector<double> gradient(T * d);
         const double value =
-            embedding_gradient(cpu(2), scratch, s.exact, tokens.data(), layer, direction.data(), gradient.data());
+            embedding_gradient(cpu(1), scratch, s.exact, tokens.data(), layer, direction.data(), gradient.data());
         const auto at = [&](std::size_t i, double step) {
             auto moved = tokens;
             moved[i] += step;
@@ -145,7 +145,7 @@ TEST_CASE("the gradient of a value with respect to the tokens of every layer equ
         // The tower behind the interface does the same in float.
         const auto x = floats(tokens);
         std::vector<float> single(T * d);
-        CHECK(s.tower.differentiate(cpu(2), scratch, x.data(), layer, s.direction.data(), single.data()) ==
+        CHECK(s.tower.differentiate(cpu(1), scratch, x.data(), layer, s.direction.data(), single.data()) ==
               Approx(value).epsilon(1e-5));
         CHECK(relative_difference(single, gradient) < 2e-5);
     }
@@ -161,7 +161,7 @@ TEST_CASE("gradient times activation equals central differences of each code") {
     constexpr std::size_t layer = 2;
     arena<> scratch;
     const explained_image image{s.tower, layer, sae, z.view, s.x.data(), s.direction, error_term};
-    const auto a = attribute_logit(cpu(2), scratch, image);
+    const auto a = attribute_logit(cpu(1), scratch, image);
     REQUIRE(a.attribution.size() == z.view.entries());
     const std::vector<double> codes(s.dense.begin(), s.dense.end());
     CHECK(a.value == Approx(s.value(codes, layer, error_term)).epsilon(1e-4));
@@ -196,7 +196,7 @@ TEST_CASE("integrated gradients account for all that the latents do, the better 
     arena<> scratch;
     const explained_image image{s.tower, 1, sae, z.view, s.x.data(), s.direction, error_term};
     const auto error = [&](std::size_t steps) {
-        const auto a = attribute_logit(cpu(2), scratch, image, steps);
+        const auto a = attribute_logit(cpu(1), scratch, image, steps);
         return std::abs(a.completeness_error() / (a.value - a.baseline));
     };
     const double gradient_only = error(0), four = error(4), sixteen = error(16), many = error(64);
@@ -222,7 +222,7 @@ TEST_CASE("effects of removal are those of codes without the latent, and attribu
 
     std::vector<std::uint32_t> latents(F);
     for (std::uint32_t f = 0; f < F; ++f) latents[f] = F - 1 - f;
-    const auto effects = removal_effects(cpu(2), scratch, image, latents);
+    const auto effects = removal_effects(cpu(1), scratch, image, latents);
     REQUIRE(effects.size() == F);
     std::vector<double> expected;
     for (const std::uint32_t f : latents) {
@@ -231,11 +231,11 @@ TEST_CASE("effects of removal are those of codes without the latent, and attribu
         expected.push_back(whole - s.value(without, layer, error_term));
     }
     CHECK(relative_difference(effects, expected) < 1e-4);
-    CHECK(removal_effects(cpu(2), scratch, image, {}).empty());
+    CHECK(removal_effects(cpu(1), scratch, image, {}).empty());
 
     // Of one latent of one token.
-    const auto a = attribute_logit(cpu(2), scratch, image);
-    const auto integrated = attribute_logit(cpu(2), scratch, image, 16);
+    const auto a = attribute_logit(cpu(1), scratch, image);
+    const auto integrated = attribute_logit(cpu(1), scratch, image, 16);
     std::vector<double> single, attributed, shares;
     for (std::size_t t = 0; t < T; ++t)
         for (std::size_t i = z.view.offsets[t]; i < z.view.offsets[t + 1]; ++i) {
@@ -259,7 +259,7 @@ TEST_CASE("where the value is linear in the codes, attribution is the effect of 
     arena<> scratch;
     const explained_image image{s.tower, 2, sae, z.view, s.x.data(), s.direction};
     const std::size_t steps = GENERATE(0, 2);
-    const auto a = attribute_logit(cpu(2), scratch, image, steps);
+    const auto a = attribute_logit(cpu(1), scratch, image, steps);
     const std::vector<double> codes(s.dense.begin(), s.dense.end());
     const double whole = s.value(codes, 2, true);
     std::vector<double> effects;
