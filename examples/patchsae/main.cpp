@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
     patchsae::add_classes(app);
     patchsae::add_classify(app);
     patchsae::add_intervene(app);
+    patchsae::add_attribute(app);
     patchsae::add_report(app);
     patchsae::add_convert(app);
     patchsae::check_counts(app);

@@ -146,8 +146,8 @@ TEST_CASE("the gradient of a value with respect to the tokens of every layer equ
         const auto x = floats(tokens);
         std::vector<float> single(T * d);
         CHECK(s.tower.differentiate(cpu(1), scratch, x.data(), layer, s.direction.data(), single.data()) ==
-              Approx(value).epsilon(1e-5));
-        CHECK(relative_difference(single, gradient) < 2e-5);
+              Approx(value).epsilon(1e-6));
+        CHECK(relative_difference(single, gradient) < 3e-6);
     }
 }
 
@@ -164,8 +164,8 @@ TEST_CASE("gradient times activation equals central differences of each code") {
     const auto a = attribute_logit(cpu(1), scratch, image);
     REQUIRE(a.attribution.size() == z.view.entries());
     const std::vector<double> codes(s.dense.begin(), s.dense.end());
-    CHECK(a.value == Approx(s.value(codes, layer, error_term)).epsilon(1e-4));
-    CHECK(a.baseline == Approx(s.value(std::vector<double>(T * F), layer, error_term)).epsilon(1e-4));
+    CHECK(a.value == Approx(s.value(codes, layer, error_term)).epsilon(1e-5));
+    CHECK(a.baseline == Approx(s.value(std::vector<double>(T * F), layer, error_term)).epsilon(1e-5));
     std::vector<double> numeric(a.attribution.size());
     double total = 0;
     for (std::size_t t = 0; t < T; ++t)
@@ -183,7 +183,7 @@ TEST_CASE("gradient times activation equals central differences of each code") {
     std::vector<float> some(a.attribution);
     for (std::size_t i = 0; i < some.size(); ++i)
         if (i % 5 != 0) some[i] = 0;
-    CHECK(relative_difference(some, numeric) < 5e-5);
+    CHECK(relative_difference(some, numeric) < 3e-6);
     CHECK(a.total == Approx(total));
     CHECK(a.completeness_error() == Approx(total - (a.value - a.baseline)));
 }
@@ -203,9 +203,9 @@ TEST_CASE("integrated gradients account for all that the latents do, the better 
     CAPTURE(gradient_only, four, sixteen, many);
     CHECK(gradient_only > 0.1);  // the blocks are not linear
     CHECK(four < gradient_only);
-    CHECK(sixteen < four / 4);  // the midpoint rule: by 16 where the path is smooth
+    CHECK(sixteen < four / 8);  // the midpoint rule: by 16 where the path is smooth
     CHECK(many < sixteen);
-    CHECK(many < 1e-3);
+    CHECK(many < 2e-4);
 }
 
 TEST_CASE("effects of removal are those of codes without the latent, and attributions follow them") {
@@ -230,7 +230,7 @@ TEST_CASE("effects of removal are those of codes without the latent, and attribu
         for (std::size_t t = 0; t < T; ++t) without[t * F + f] = 0;
         expected.push_back(whole - s.value(without, layer, error_term));
     }
-    CHECK(relative_difference(effects, expected) < 1e-4);
+    CHECK(relative_difference(effects, expected) < 1e-5);
     CHECK(removal_effects(cpu(1), scratch, image, {}).empty());
 
     // Of one latent of one token.
@@ -247,7 +247,7 @@ TEST_CASE("effects of removal are those of codes without the latent, and attribu
         }
     CAPTURE(correlation(attributed, single), correlation(shares, single));
     CHECK(correlation(attributed, single) > 0.9);
-    CHECK(correlation(shares, single) > 0.5);
+    CHECK(correlation(shares, single) > 0.7);
 }
 
 TEST_CASE("where the value is linear in the codes, attribution is the effect of removal") {
@@ -271,7 +271,7 @@ TEST_CASE("where the value is linear in the codes, attribution is the effect of 
         attributed.push_back(float(l.attribution));
     }
     REQUIRE(effects.size() == F);
-    CHECK(relative_difference(attributed, effects) < 5e-3);
+    CHECK(relative_difference(attributed, effects) < 2e-3);
     for (std::size_t i = 0; i < effects.size(); ++i)
         if (std::abs(effects[i]) > 1e-2 * std::abs(effects[0])) CHECK((effects[i] > 0) == (attributed[i] > 0));
 }
