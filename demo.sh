@@ -66,6 +66,12 @@ if [[ $# -eq 0 ]]; then
     echo "== interventions: latents chosen on the training photos, accuracy on the others"
     $patchsae intervene --model "$model" --sae "$sae" --images "$labelled" --split test \
         --class-latents "$sae/classes/class_latents.npz" "${templates[@]}" --out "$sae/interventions"
+
+    echo "== which latents speak for a class and which against it, in a test photo of each of six classes"
+    awk -F , 'NR == 1 || ($3 == "test" && !seen[$2]++ && n++ < 6)' "$labelled" >"$out/six.csv"
+    cut -d , -f 2 "$labelled" | sed 1d | LC_ALL=C sort -u >"$out/class_names.txt"
+    $patchsae attribute --model "$model" --sae "$sae" --images "$out/six.csv" --classes "$out/class_names.txt" \
+        "${templates[@]}" --method integrated --out "$sae/attributions"
 fi
 
 echo "== masks"

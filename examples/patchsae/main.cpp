@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
     patchsae::add_classify(app);
     patchsae::add_intervene(app);
     patchsae::add_compare(app);
+    patchsae::add_attribute(app);
     patchsae::add_report(app);
     patchsae::add_convert(app);
     patchsae::check_counts(app);

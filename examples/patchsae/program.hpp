@@ -186,6 +186,7 @@ void add_classes(CLI::App& app);
 void add_classify(CLI::App& app);
 void add_intervene(CLI::App& app);
 void add_compare(CLI::App& app);
+void add_attribute(CLI::App& app);
 void add_report(CLI::App& app);
 void add_convert(CLI::App& app);
 

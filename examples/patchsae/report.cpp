@@ -18,7 +18,7 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string run, latents, classes, interventions, out;
+    std::string run, latents, classes, interventions, attributions, out;
     std::size_t count = 48, top = 8;
     std::vector<std::size_t> chosen;
 };
@@ -108,12 +108,47 @@ void add_classes_of(const state& s, const psae::sae_weights& sae, psae::report& 
     page.sections.push_back(std::move(part));
 }
 
+// Chosen columns of a table that another command wrote.
+class table_columns {
+public:
+    table_columns(const std::filesystem::path& path, const std::vector<std::string>& names, const std::string& writer)
+        : path_(path.string()), names_(names), rows_(psae::detail::parse_table(text_of_file(path), ',', path_)) {
+        for (const std::string& name : names) {
+            const auto found = rows_.empty() ? std::vector<std::string>{} : rows_[0].second;
+            const auto at = std::find(found.begin(), found.end(), name);
+            if (at == found.end())
+                throw psae::error("table has no column " + name, path_, "expected what " + writer + " writes");
+            columns_.push_back(std::size_t(at - found.begin()));
+        }
+        for (std::size_t r = 1; r < rows_.size(); ++r)
+            if (rows_[r].second.size() != rows_[0].second.size())
+                throw psae::error("table row has a wrong number of fields", where(r - 1),
+                                  fmt::format("expected {}, found {}", rows_[0].second.size(), rows_[r].second.size()));
+    }
+    std::size_t rows() const { return rows_.empty() ? 0 : rows_.size() - 1; }
+    const std::string& text(std::size_t row, std::size_t column) const {
+        return rows_[row + 1].second[columns_[column]];
+    }
+    double number(std::size_t row, std::size_t column) const {
+        const std::string& t = text(row, column);
+        char* end = nullptr;
+        const double v = std::strtod(t.c_str(), &end);
+        if (t.empty() || *end != '\0') throw psae::error("not a number", where(row), names_[column] + " " + t);
+        return v;
+    }
+    std::string where(std::size_t row) const { return path_ + ", line " + std::to_string(rows_[row + 1].first); }
+
+private:
+    std::string path_;
+    std::vector<std::string> names_;
+    std::vector<std::pair<std::size_t, std::vector<std::string>>> rows_;
+    std::vector<std::size_t> columns_;
+};
+
 // What `intervene` wrote: its curves, and accuracy by k.
 void add_interventions_of(const state& s, psae::report& page) {
     if (s.interventions.empty()) return;
     const std::filesystem::path directory = s.interventions;
-    const auto path = directory / "metrics.csv";
-    const auto rows = psae::detail::parse_table(text_of_file(path), ',', path.string());
     psae::report_section part{
         "Interventions",
         "Zero-shot accuracy while only the first k latents of a picture's class are kept at the "
@@ -124,36 +159,15 @@ void add_interventions_of(const state& s, psae::report& page) {
         {}};
     for (const char* name : {"accuracy.svg", "accuracy_with_error_term.svg"})
         if (std::filesystem::exists(directory / name)) part.drawings.push_back(text_of_file(directory / name));
-    std::vector<std::string> wanted{"latents",      "action",       "k", "error_term", "accuracy",
-                                    "accuracy_low", "accuracy_high"};
-    std::vector<std::size_t> column;
-    for (const std::string& name : wanted) {
-        const auto found = rows.empty() ? std::vector<std::string>{} : rows[0].second;
-        const auto at = std::find(found.begin(), found.end(), name);
-        if (at == found.end())
-            throw psae::error("table has no column " + name, path.string(), "expected what intervene writes");
-        column.push_back(std::size_t(at - found.begin()));
-    }
-    const auto number = [&](const std::pair<std::size_t, std::vector<std::string>>& row, std::size_t which) {
-        const std::string& text = row.second[column[which]];
-        char* end = nullptr;
-        const double v = std::strtod(text.c_str(), &end);
-        if (text.empty() || *end != '\0')
-            throw psae::error("not a number", path.string() + ", line " + std::to_string(row.first),
-                              wanted[which] + " " + text);
-        return 100 * v;
-    };
+    const table_columns table(directory / "metrics.csv",
+                              {"latents", "action", "k", "error_term", "accuracy", "accuracy_low", "accuracy_high"},
+                              "intervene");
+    const auto number = [&](std::size_t row, std::size_t column) { return 100 * table.number(row, column); };
     std::map<std::pair<std::ptrdiff_t, std::size_t>, std::vector<double>> random;  // by row and column of the part
-    for (std::size_t r = 1; r < rows.size(); ++r) {
-        const auto& fields = rows[r].second;
-        if (fields.size() != rows[0].second.size())
-            throw psae::error("table row has a wrong number of fields",
-                              path.string() + ", line " + std::to_string(rows[r].first),
-                              fmt::format("expected {}, found {}", rows[0].second.size(), fields.size()));
-        const std::string &latents = fields[column[0]], &action = fields[column[1]], &k = fields[column[2]],
-                          &error_term = fields[column[3]];
-        if (latents == "none")
-            page.facts.emplace_back("Zero-shot accuracy", fmt::format("{:.1f}%", number(rows[r], 4)));
+    for (std::size_t r = 0; r < table.rows(); ++r) {
+        const std::string &latents = table.text(r, 0), &action = table.text(r, 1), &k = table.text(r, 2),
+                          &error_term = table.text(r, 3);
+        if (latents == "none") page.facts.emplace_back("Zero-shot accuracy", fmt::format("{:.1f}%", number(r, 4)));
         if (action != "keep" && action != "remove") continue;
         const std::string with = error_term == "true" ? "with" : "without", shown = latents == "all" ? "all" : k;
         auto row = std::find_if(part.rows.begin(), part.rows.end(),
@@ -162,14 +176,65 @@ void add_interventions_of(const state& s, psae::report& page) {
         const std::size_t at = action == "keep" ? 2 : 4;
         if (latents == "random") {
             auto& values = random[{row - part.rows.begin(), at}];
-            values.push_back(number(rows[r], 4));
+            values.push_back(number(r, 4));
             (*row)[at + 1].text =
                 fmt::format("{:.1f}%", std::accumulate(values.begin(), values.end(), 0.0) / double(values.size()));
         } else {
-            (*row)[at].text =
-                fmt::format("{:.1f}% ({:.1f} to {:.1f})", number(rows[r], 4), number(rows[r], 5), number(rows[r], 6));
+            (*row)[at].text = fmt::format("{:.1f}% ({:.1f} to {:.1f})", number(r, 4), number(r, 5), number(r, 6));
         }
     }
+    page.sections.push_back(std::move(part));
+}
+
+// What `attribute` wrote: its pictures, and the strongest latents of each; the first is to have a card.
+void add_attributions_of(const state& s, const psae::sae_weights& sae, psae::report& page,
+                         std::vector<std::size_t>& chosen) {
+    if (s.attributions.empty()) return;
+    constexpr std::size_t most_pictures = 24, most_overlays = 6, top = 3;
+    const std::filesystem::path directory = s.attributions;
+    const table_columns table(directory / "attributions.csv",
+                              {"file", "class", "latent", "attribution", "effect_of_removal"}, "attribute");
+    psae::report_section part{
+        "What speaks for a class, and what against it",
+        "How much each latent adds to the logit of the picture's class, over all patches and the class token. In "
+        "brackets what removing the latent really takes from it. Orange patches speak for the class, blue ones against "
+        "it.",
+        {},
+        {"picture", "class"},
+        {}};
+    for (const char* side : {"for", "against"})
+        for (std::size_t i = 1; i <= top; ++i) part.header.push_back(fmt::format("{} {}", side, i));
+    std::size_t pictures = 0, used[2] = {};
+    for (std::size_t r = 0; r < table.rows(); ++r) {
+        if (r == 0 || table.text(r, 0) != table.text(r - 1, 0)) {
+            used[0] = used[1] = 0;
+            if (++pictures <= most_pictures) {
+                part.rows.push_back(
+                    {{std::filesystem::path(table.text(r, 0)).filename().string()}, {table.text(r, 1)}});
+                part.rows.back().resize(part.header.size());
+            }
+        }
+        const double latent = table.number(r, 2), attribution = table.number(r, 3);
+        if (!(latent >= 0 && latent < double(sae.d_sae)))
+            throw psae::error("attribution is of another SAE", table.where(r),
+                              fmt::format("expected latents below {}, found {}", sae.d_sae, table.text(r, 2)));
+        const std::size_t side = attribution > 0 ? 0 : 1, place = used[side]++;
+        if (pictures > most_pictures || place >= top) continue;
+        const auto f = static_cast<std::size_t>(latent);
+        part.rows.back()[2 + side * top + place] = {
+            fmt::format("{}: {:+.2f} ({:+.2f})", f, attribution, table.number(r, 4)), f};
+        if (side == 0 && place == 0 && std::find(chosen.begin(), chosen.end(), f) == chosen.end()) chosen.push_back(f);
+    }
+    if (pictures > most_pictures)
+        page.notes.push_back(
+            fmt::format("The table of attributions shows the first {} of {} pictures.", most_pictures, pictures));
+    std::vector<std::filesystem::path> overlays;
+    if (std::filesystem::is_directory(directory / "overlays"))
+        for (const auto& entry : std::filesystem::directory_iterator(directory / "overlays"))
+            if (entry.path().extension() == ".png") overlays.push_back(entry.path());
+    std::sort(overlays.begin(), overlays.end());
+    overlays.resize(std::min(overlays.size(), most_overlays));
+    for (const auto& path : overlays) part.pictures.emplace_back(path.stem().string(), psae::read_image(path));
     page.sections.push_back(std::move(part));
 }
 
@@ -237,7 +302,8 @@ void run(state& s) {
         throw psae::error("no such directory", s.images.model, "expected a Hugging Face CLIP directory");
     if (s.latents.empty() && std::filesystem::exists(directory / "latents"))
         s.latents = (directory / "latents").string();
-    for (auto [given, name] : {std::pair{&s.classes, "classes"}, {&s.interventions, "interventions"}})
+    for (auto [given, name] :
+         {std::pair{&s.classes, "classes"}, {&s.interventions, "interventions"}, {&s.attributions, "attributions"}})
         if (given->empty() && std::filesystem::is_directory(directory / name)) *given = (directory / name).string();
     if (s.out.empty()) s.out = (directory / "report.html").string();
     prepare_folder_of(s.out);
@@ -255,6 +321,7 @@ void run(state& s) {
     auto chosen = s.chosen;
     add_classes_of(s, sae, page, chosen);
     add_interventions_of(s, page);
+    add_attributions_of(s, sae, page, chosen);
     add_latents_of(s, sae, images, std::move(chosen), page);
     if (const auto cfg = directory / "cfg.json"; std::filesystem::exists(cfg))
         flatten(psae::read_json(cfg), "", page.configuration);
@@ -296,6 +363,8 @@ void add_report(CLI::App& app) {
                     "what the command classes wrote (default: classes in the run's directory)");
     sub->add_option("--interventions", s->interventions,
                     "what the command intervene wrote (default: interventions in the run's directory)");
+    sub->add_option("--attributions", s->attributions,
+                    "what the command attribute wrote (default: attributions in the run's directory)");
     sub->add_option("--count", s->count, "latents to show, the most interesting ones")->check(CLI::Range(0, 1000));
     sub->add_option("--latent", s->chosen, "latents to show in any case");
     sub->add_option("--top", s->top, "images a latent")->check(CLI::Range(0, 100));

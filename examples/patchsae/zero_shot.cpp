@@ -2,10 +2,27 @@
 
 namespace patchsae {
 
+namespace {
+
+// "cat, dog" as names without white space around them.
+std::vector<std::string> names_in(const std::string& text) {
+    std::vector<std::string> names;
+    for (std::size_t at = 0; at <= text.size();) {
+        const std::size_t end = std::min(text.find(',', at), text.size()), first = text.find_first_not_of(" \t", at);
+        if (first >= end) throw psae::error("class has no name", "--classes " + text);
+        names.push_back(text.substr(first, text.find_last_not_of(" \t", end - 1) + 1 - first));
+        at = end + 1;
+    }
+    return names;
+}
+
+}  // namespace
+
 void zero_shot_options::add_to(CLI::App& app) {
-    app.add_option("--classes", classes,
-                   "file of classes, a line a name, or label and name; without it the folders' names, with blanks for "
-                   "underscores");
+    app.add_option(
+        "--classes", classes,
+        "file of classes, a line a name, or label and name; or the names themselves, with commas between them; "
+        "without it the folders' names, with blanks for underscores");
     app.add_option(
         "--templates", templates,
         "file of templates, a line each, {} is the class name; without it CLIP's 80 for ImageNet, with an adapter "
@@ -14,6 +31,9 @@ void zero_shot_options::add_to(CLI::App& app) {
 
 psae::named_classes name_classes(const zero_shot_options& options, const image_options& images,
                                  const psae::image_list& list) {
+    // What is no file and has a comma is a list of names.
+    if (options.classes.find(',') != std::string::npos && !std::filesystem::exists(options.classes))
+        return psae::name_classes(names_in(options.classes), list.class_names, "--classes");
     if (!options.classes.empty())
         return psae::name_classes(psae::read_lines(options.classes), list.class_names, options.classes);
     if (list.class_names.empty())

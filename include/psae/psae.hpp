@@ -2,12 +2,13 @@
 // psae on the CPU: one include for everything but what reads JSON, whose parser is costly to compile. Include by name:
 // vit/load_clip.hpp, vit/read_preprocessing.hpp, vit/zero_shot.hpp, io/safetensors.hpp, io/torch_file.hpp,
 // io/sae_file.hpp, io/training_run.hpp, io/zero_shot_accuracy.hpp, io/sae_evaluation.hpp, io/class_latents_file.hpp,
-// io/interventions.hpp; and vit/tokenizer.hpp, which needs utf8proc.
+// io/interventions.hpp, io/logit_attributions.hpp; and vit/tokenizer.hpp, which needs utf8proc.
 
 #include <psae/attribution/class_latents.hpp>
 #include <psae/attribution/intervention.hpp>
 #include <psae/attribution/label_purity.hpp>
 #include <psae/attribution/latent_summary.hpp>
+#include <psae/attribution/logit_attribution.hpp>
 #include <psae/attribution/patch_map.hpp>
 #include <psae/core/arena.hpp>
 #include <psae/core/element.hpp>

@@ -8,9 +8,9 @@ using namespace program;
 
 namespace {
 
-const std::vector<std::string> commands{"info",    "preprocess", "tokenize",  "embed",   "cache",
-                                        "train",   "encode",     "evaluate",  "latents", "mask",
-                                        "classes", "classify",   "intervene", "report"};
+const std::vector<std::string> commands{"info",    "preprocess", "tokenize",  "embed",     "cache",
+                                        "train",   "encode",     "evaluate",  "latents",   "mask",
+                                        "classes", "classify",   "intervene", "attribute", "report"};
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
@@ -33,6 +33,7 @@ TEST_CASE("bad usage is one line and exit code 2") {
         {"classify", "--model", model, "--images", "x", "--out", work / "x", "--top", "0"},
         {"classes", "--model", model, "--images", "x", "--out", work / "x"},
         {"intervene", "--model", model, "--images", "x", "--sae", "x", "--out", work / "x"},
+        {"attribute", "--model", model, "--sae", "x", "--out", work / "x"},
         {"train", "--out", work / "x"},
         {"train", "--activations", tokens, "--out", work / "x", "--variant", "no_such_variant"},
         {"train", "--activations", tokens, "--out", work / "x", "--steps", "-3"},

@@ -1,5 +1,6 @@
 #pragma once
-// PatchSAE's pictures of a data set's latents: the scatter plots of all, and for one latent its reference images.
+// PatchSAE's pictures of a data set's latents: the scatter plots of all, and for one latent its reference images. And
+// which latents of an image speak for and against a class.
 
 #include <cmath>
 #include <cstddef>
@@ -95,6 +96,50 @@ inline image reference_grid(const std::string& title, std::span<const reference_
         }
     }
     return thumbnail_grid(cells, captions, {.columns = std::min(columns, images.size()), .cell = cell, .title = title});
+}
+
+// A latent's attributions on the patches of an image.
+struct attribution_map {
+    std::vector<float> map;  // [rows, cols]
+    std::string caption;
+};
+
+// What the model saw of an image (square) and the latents that speak for a class in a row beside it; below them the sum
+// of all latents and those that speak against it. Orange patches speak for the class, blue ones against it; the latents
+// share one scale. At most four of either are shown. psae::error for maps of another size.
+inline image attribution_grid(const std::string& title, const image& picture, const attribution_map& sum,
+                              std::span<const attribution_map> latents_for,
+                              std::span<const attribution_map> latents_against, std::size_t rows, std::size_t cols) {
+    constexpr std::size_t most = 4, cell = 176;
+    const image enlarged = fit_into(picture, cell, cell);
+    float largest = 0;
+    for (const auto latents : {latents_for, latents_against})
+        for (const attribution_map& l : latents)
+            for (const float v : l.map) largest = std::max(largest, std::abs(v));
+    std::vector<image> cells;
+    std::vector<std::string> captions;
+    const auto add = [&](const attribution_map& m, float scale) {
+        cells.push_back(signed_overlay(enlarged, m.map, rows, cols, {}, scale));
+        captions.push_back(m.caption);
+    };
+    for (const bool against : {false, true}) {
+        if (against) {
+            add(sum, 0);
+        } else {
+            cells.push_back(enlarged);
+            captions.emplace_back();
+        }
+        const auto latents = against ? latents_against : latents_for;
+        for (std::size_t i = 0; i < most; ++i) {
+            if (i < latents.size()) {
+                add(latents[i], largest);
+            } else {
+                cells.push_back(blank_image(cell, cell));
+                captions.emplace_back();
+            }
+        }
+    }
+    return thumbnail_grid(cells, captions, {.columns = most + 1, .cell = cell, .title = title});
 }
 
 }  // namespace psae

@@ -142,15 +142,31 @@ inline std::vector<std::uint8_t> heat_layer(std::span<const float> map, float la
     return out;
 }
 
-// The picture with heat_layer of a map [rows, cols] over it. `seen` is the part of the picture that the map's patches
-// divide (default: all of it); what lies outside was not seen by the model and becomes pale gray. psae::error if the
-// map has another size or the picture is empty.
-inline image heat_overlay(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols,
-                          rectangle seen = {}, float largest = 0) {
-    detail::check_map(picture, map, rows, cols);
+// The same for a map of both signs: orange where it is positive, blue where it is negative, the brighter the stronger
+// relative to `largest` (0: the largest magnitude of the map), nearly black where it is 0.
+inline std::vector<std::uint8_t> signed_layer(std::span<const float> map, float largest = 0) {
+    if (!(largest > 0))
+        for (const float v : map)
+            if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
+    static constexpr float positive[] = {255, 140, 20}, negative[] = {40, 150, 255}, silent[] = {14, 12, 22};
+    std::vector<std::uint8_t> out;
+    out.reserve(map.size() * 4);
+    for (const float v : map) {
+        const float m = largest > 0 && std::isfinite(v) ? std::min(std::abs(v) / largest, 1.0f) : 0.0f;
+        for (std::size_t c = 0; c < 3; ++c)
+            out.push_back(
+                static_cast<std::uint8_t>(std::lround(silent[c] + ((v > 0 ? positive : negative)[c] - silent[c]) * m)));
+        out.push_back(static_cast<std::uint8_t>(std::lround(198 - 73 * m)));
+    }
+    return out;
+}
+
+// The picture with a layer [rows, cols, 4] over it. `seen` is the part of the picture that the layer's patches divide
+// (default: all of it); what lies outside was not seen by the model and becomes pale gray.
+inline image lay_over(const image& picture, std::span<const std::uint8_t> layer, std::size_t rows, std::size_t cols,
+                      rectangle seen = {}) {
     if (!(seen.width > 0 && seen.height > 0))
         seen = {0, 0, static_cast<double>(picture.width), static_cast<double>(picture.height)};
-    const auto layer = heat_layer(map, largest);
     const std::uint8_t unseen[4] = {200, 200, 200, 210};
     const auto patch_under = [](double at, double from, double extent, std::size_t patches) {
         return static_cast<std::ptrdiff_t>(std::floor((at + 0.5 - from) / extent * static_cast<double>(patches)));
@@ -169,6 +185,21 @@ inline image heat_overlay(const image& picture, std::span<const float> map, std:
                 p[i] = static_cast<std::uint8_t>((p[i] * (255 - over[3]) + over[i] * over[3] + 127) / 255);
         }
     return out;
+}
+
+// The picture with heat_layer of a map [rows, cols] over it; seen: as of lay_over. psae::error if the map has another
+// size or the picture is empty.
+inline image heat_overlay(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols,
+                          rectangle seen = {}, float largest = 0) {
+    detail::check_map(picture, map, rows, cols);
+    return lay_over(picture, heat_layer(map, largest), rows, cols, seen);
+}
+
+// The same with signed_layer.
+inline image signed_overlay(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols,
+                            rectangle seen = {}, float largest = 0) {
+    detail::check_map(picture, map, rows, cols);
+    return lay_over(picture, signed_layer(map, largest), rows, cols, seen);
 }
 
 // PatchSAE's own picture of a mask (get_segmentation_mask): the map [rows, cols], upsampled to the whole picture and

@@ -37,6 +37,7 @@ struct report_section {
     std::vector<std::string> drawings;  // SVG files. They are shown as images, so nothing in them is run
     std::vector<std::string> header;
     std::vector<std::vector<report_field>> rows;
+    std::vector<std::pair<std::string, image>> pictures{};  // what they show, and they; before the drawings
 };
 
 // What is empty is left out of the page; a note says why.
@@ -189,6 +190,13 @@ inline std::string report_card(const latent_summary& s, const report_latent& l, 
 inline std::string report_part(const report& r, const report_section& part) {
     std::string out = "<section>\n<h2>" + html_text(part.title) + "</h2>\n<p class=\"soft\">" +
                       html_text(part.explanation) + "</p>\n";
+    if (!part.pictures.empty()) {
+        out += "<div class=\"charts\">\n";
+        for (const auto& [shown, picture] : part.pictures)
+            out += "<figure><img alt=\"" + html_text(shown) + "\" title=\"" + html_text(shown) +
+                   "\" src=\"data:image/jpeg;base64," + base64(encode_jpeg(picture, 85)) + "\"></figure>\n";
+        out += "</div>\n";
+    }
     if (!part.drawings.empty()) {
         out += "<div class=\"charts\">\n";
         for (const std::string& svg : part.drawings)

@@ -71,6 +71,28 @@ private:
     std::vector<block_type> blocks_;
 };
 
+// <e, direction>, e being the image embedding of unit length that follows from one image's hidden state `first`, and its
+// gradient with respect to those tokens. tokens, gradient: [each, d]; direction: [projection].
+template <class Config, class T>
+T embedding_gradient(const cpu& device, arena<>& scratch, const clip_vision<Config, T>& model, const T* tokens,
+                     std::size_t first, const T* direction, T* gradient, std::size_t each = Config::tokens) {
+    cpu backend = device;
+    const auto mark = scratch.position();
+    tape<cpu> t(backend, scratch, mode::train);
+    using tokens_shape = typename clip_vision<Config, T>::tokens_shape;
+    const auto x = t.variable_of(view<const T, tokens_shape>{tokens, tokens_shape{each}});
+    auto h = x;
+    for (std::size_t i = first; i < Config::layers; ++i) h = model.block(i, h, each);
+    const auto e = model.project(h, each);
+    const auto value = mean(sum(e * const_view<T, shape<Config::projection>>{direction, {}}) / norm(e));
+    t.run();
+    backward(t, value);
+    std::copy_n(x.adjoint->data, each * Config::width, gradient);
+    const T result = *value.data;
+    scratch.release_to(mark);
+    return result;
+}
+
 // A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(),
 // width()].
 class vision_tower {
@@ -105,6 +127,9 @@ public:
     // Image embeddings [images, projection()] of the last hidden state, scaled to unit length if asked.
     virtual void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                          bool normalised) const = 0;
+    // As embedding_gradient, of one image. psae::error if prompts are put in behind hidden state `first`.
+    virtual float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
+                                const float* direction, float* gradient) const = 0;
 };
 
 // The tower of a configuration behind that interface, for inference. Scratch memory is given back block by block.
@@ -166,6 +191,15 @@ public:
         else
             detail::infer(device, scratch, tokens, extents, embeds,
                           [&](const auto& x) { return model_.project(x, each); });
+    }
+    float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
+                        const float* direction, float* gradient) const override {
+        if (prompts_.depth() > first)
+            throw error("gradient does not pass prompts", Config::name,
+                        "they are put in before blocks 0 to " + std::to_string(prompts_.depth() - 1) +
+                            ", the tokens are hidden state " + std::to_string(first),
+                        "choose a later layer");
+        return embedding_gradient(device, scratch, model_, tokens, first, direction, gradient, this->tokens());
     }
 
 private:

@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -45,6 +46,20 @@ struct zero_shot_classifier {
                 out[i * C + c] = static_cast<float>(double(scale) * sum + (bias.empty() ? 0 : double(bias[c])));
             }
         return out;
+    }
+    // [projection], of which <unit image embedding, direction> is the logit of class `of`, less the mean logit of the
+    // classes `against` if there are any. psae::error for a class that does not exist.
+    std::vector<float> direction(std::size_t of, std::span<const std::size_t> against = {}) const {
+        std::vector<double> sum(embeddings.size() / classes.size());
+        const auto add = [&](std::size_t c, double weight) {
+            if (c >= classes.size())
+                throw error("no such class", "class " + std::to_string(c),
+                            "0 to " + std::to_string(classes.size() - 1));
+            for (std::size_t k = 0; k < sum.size(); ++k) sum[k] += weight * double(embeddings[c * sum.size() + k]);
+        };
+        add(of, double(scale));
+        for (const std::size_t c : against) add(c, -double(scale) / double(against.size()));
+        return {sum.begin(), sum.end()};
     }
 };
 
