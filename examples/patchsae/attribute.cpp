@@ -134,7 +134,7 @@ std::string listed(std::span<const psae::attributed_latent> latents) {
 }
 
 void run(state& s, const CLI::App& sub) {
-    const auto sae = psae::read_sae(s.sae);
+    const auto sae = load_sae(s.sae);
     psae::require_reconstruction(sae, s.sae);
     s.images.take_layer(sae.origin);
     image_options images = s.images;

@@ -31,7 +31,7 @@ void run(state& s, const CLI::App& sub) {
     const auto list = list_images(s.images);
     std::optional<psae::sae_weights> sae;
     if (!s.sae.empty()) {
-        sae = psae::read_sae(s.sae);
+        sae = load_sae(s.sae);
         psae::require_reconstruction(*sae, s.sae);
         s.images.take_layer(sae->origin);
     }

@@ -402,7 +402,7 @@ void classify(side& s, const comparison& c, const psae::sae_weights& sae, const 
 }
 
 void run(state& s, const CLI::App& sub) {
-    const auto sae = psae::read_sae(s.sae);
+    const auto sae = load_sae(s.sae);
     psae::require_reconstruction(sae, s.sae);
     const auto ks = numbers_of_latents(s.ks, sae.d_sae, s.sae);
     s.images.take_layer(sae.origin);

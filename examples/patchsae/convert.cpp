@@ -26,7 +26,7 @@ void run(state& s, const CLI::App& sub) {
     const auto to = static_cast<psae::sae_format>(
         std::find(std::begin(psae::sae_format_names), std::end(psae::sae_format_names), s.to) -
         std::begin(psae::sae_format_names));
-    auto sae = psae::read_sae(s.from);
+    auto sae = load_sae(s.from);
     const auto found = *psae::sae_format_of(s.from);
     if (s.out.empty()) s.out = default_out(s.from, found, to).string();
     if (!psae::is_directory_format(to)) prepare_folder_of(s.out);

@@ -12,7 +12,7 @@ struct state {
 
 void run(state& s, const CLI::App& sub) {
     prepare_folder_of(s.out);
-    const auto sae = psae::read_sae(s.sae);
+    const auto sae = load_sae(s.sae);
     s.images.take_layer(sae.origin);
     const psae::cpu device(s.common.threads);
     std::vector<float> data;

@@ -219,7 +219,7 @@ void print_evaluation(const evaluation& e) {
 void run(state& s, const CLI::App& sub) {
     evaluation e;
     for (const std::string& path : s.saes) {
-        e.saes.push_back({path, psae::read_sae(path), {}, {}});
+        e.saes.push_back({path, load_sae(path), {}, {}});
         psae::require_reconstruction(e.saes.back().sae, path);
     }
     const std::filesystem::path out(s.out);

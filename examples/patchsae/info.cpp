@@ -179,7 +179,7 @@ void describe_model(const fs::path& directory, json_object& out, std::string& li
 
 void describe_sae(const fs::path& path, json_object& out) {
     const auto directory = psae::sae_directory(path);
-    const auto sae = psae::read_sae(path);
+    const auto sae = load_sae(path);
     out.add("kind", fs::exists(directory / "metrics.jsonl") ? "run" : "sae")
         .add("format", psae::name_of(*psae::sae_format_of(path)))
         .add("architecture", sae.architecture)

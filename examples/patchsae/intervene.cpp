@@ -310,7 +310,7 @@ void run(state& s, CLI::App& sub) {
         s.random = 0;
         s.counting.count = "tokens";
     }
-    const auto sae = psae::read_sae(s.sae);
+    const auto sae = load_sae(s.sae);
     psae::require_reconstruction(sae, s.sae);
     psae::require_settable(values, sae.d_sae);
     const auto ks = numbers_of_latents(s.ks, sae.d_sae, s.sae);

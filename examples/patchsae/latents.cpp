@@ -35,7 +35,7 @@ void write_grids(const state& s, const psae::cpu& device, const psae::sae_weight
 }
 
 void run(state& s) {
-    const auto sae = psae::read_sae(s.sae);
+    const auto sae = load_sae(s.sae);
     s.images.take_layer(sae.origin);
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)

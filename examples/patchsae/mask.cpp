@@ -31,7 +31,7 @@ std::size_t patch_number(const std::string& text, std::size_t grid) {
 }
 
 void run(state& s) {
-    const auto sae = psae::read_sae(s.sae);
+    const auto sae = load_sae(s.sae);
     s.images.take_layer(sae.origin);
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)

@@ -25,4 +25,12 @@ psae::clip_text_model load_text_model(const std::filesystem::path& directory, co
     return psae::load_clip_text(directory, {}, adapted ? &*adapted : nullptr);
 }
 
+psae::sae_weights load_sae(const std::filesystem::path& path) { return psae::read_sae(path); }
+
 }  // namespace patchsae
+
+PATCHSAE_ENCODER(psae::relu);
+PATCHSAE_ENCODER(psae::top_k);
+PATCHSAE_ENCODER(psae::weighted_top_k<float>);
+PATCHSAE_ENCODER(psae::above<float>);
+PATCHSAE_ENCODER(psae::detail::gate);

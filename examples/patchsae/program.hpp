@@ -18,6 +18,8 @@
 #include <psae/io/zero_shot_accuracy.hpp>
 #include <psae/vit/read_preprocessing.hpp>
 
+#include "encoders.hpp"
+
 namespace patchsae {
 
 // The vision tower of a Hugging Face directory, as an adapter changes it (no path: none). It is instantiated once for the
@@ -26,6 +28,9 @@ std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& dire
                                                const std::filesystem::path& adapter = {});
 psae::clip_text_model load_text_model(const std::filesystem::path& directory,
                                       const std::filesystem::path& adapter = {});
+
+// An SAE of any format; here for the same reason.
+psae::sae_weights load_sae(const std::filesystem::path& path);
 
 // Options ------------------------------------------------------------------------------------------------------------
 

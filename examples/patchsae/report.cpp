@@ -1,5 +1,6 @@
 #include <map>
 #include <numeric>
+#include <sstream>
 #include <tuple>
 
 #include <psae/attribution/report.hpp>
@@ -18,7 +19,7 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string run, latents, classes, interventions, attributions, out;
+    std::string run, latents, classes, interventions, attributions, comparison, out;
     std::size_t count = 48, top = 8;
     std::vector<std::size_t> chosen;
 };
@@ -238,6 +239,62 @@ void add_attributions_of(const state& s, const psae::sae_weights& sae, psae::rep
     page.sections.push_back(std::move(part));
 }
 
+// What `compare` wrote: its measures and plots, and for each class the latents that only one of the models has.
+void add_comparison_of(const state& s, const psae::sae_weights& sae, psae::report& page) {
+    if (s.comparison.empty()) return;
+    constexpr std::size_t most_classes = 100, most_latents = 4;
+    const std::filesystem::path directory = s.comparison;
+    psae::report_section part{
+        "The model and its adapted form",
+        "Of each class the latents that are among its first ones in one of the models only, and how many both share. "
+        "In the plots, association is the correlation (phi) of firing and belonging to the class.",
+        {},
+        {"class", "accuracy", "adapted", "shared", "in the base model only", "in the adapted model only"},
+        {}};
+    const table_columns measures(directory / "comparison.csv", {"measure", "value"}, "compare");
+    const auto percent = [](const std::string& text) {
+        char* end = nullptr;
+        const double v = std::strtod(text.c_str(), &end);
+        return text.empty() || *end != '\0' ? text : fmt::format("{:.1f}%", 100 * v);
+    };
+    for (const auto& [measure, title] :
+         {std::pair{"base_accuracy", "Accuracy before adaptation"},
+          {"adapted_accuracy", "Accuracy of the adapted model"},
+          {"present_mass", "Of what fires in the adapted model, by latents that fired before"},
+          {"explained_share", "Of the gain in accuracy, left with a class's latents that fired before"}})
+        for (std::size_t r = 0; r < measures.rows(); ++r)
+            if (measures.text(r, 0) == measure && !measures.text(r, 1).empty())
+                page.facts.emplace_back(title, percent(measures.text(r, 1)));
+    const table_columns table(
+        directory / "classes.csv",
+        {"class", "base_accuracy", "adapted_accuracy", "shared", "base_only_latents", "adapted_only_latents"},
+        "compare");
+    for (std::size_t r = 0; r < std::min(table.rows(), most_classes); ++r) {
+        std::vector<psae::report_field> row{
+            {table.text(r, 0)}, {percent(table.text(r, 1))}, {percent(table.text(r, 2))}, {table.text(r, 3)}};
+        for (const std::size_t column : {4, 5}) {
+            std::istringstream words(table.text(r, column));
+            std::string latents;
+            std::size_t count = 0, latent = 0;
+            for (; words >> latent; ++count) {
+                if (latent >= sae.d_sae)
+                    throw psae::error("comparison is of another SAE", table.where(r),
+                                      fmt::format("expected latents below {}, found {}", sae.d_sae, latent));
+                if (count < most_latents) latents += fmt::format("{}{}", count > 0 ? ", " : "", latent);
+            }
+            if (count > most_latents) latents += fmt::format(" and {} more", count - most_latents);
+            row.push_back({latents});
+        }
+        part.rows.push_back(std::move(row));
+    }
+    if (table.rows() > most_classes)
+        page.notes.push_back(
+            fmt::format("The table of the comparison shows the first {} of {} classes.", most_classes, table.rows()));
+    for (const char* name : {"association.svg", "overlap.svg", "accuracy_with_error_term.svg"})
+        if (std::filesystem::exists(directory / name)) part.drawings.push_back(text_of_file(directory / name));
+    page.sections.push_back(std::move(part));
+}
+
 void add_latents_of(const state& s, const psae::sae_weights& sae, image_options images, std::vector<std::size_t> chosen,
                     psae::report& page) {
     const auto path = std::filesystem::path(s.latents) / "latents.npz";
@@ -292,7 +349,7 @@ void add_latents_of(const state& s, const psae::sae_weights& sae, image_options 
 }
 
 void run(state& s) {
-    const auto sae = psae::read_sae(s.run);
+    const auto sae = load_sae(s.run);
     const auto directory = psae::sae_directory(s.run);
     s.run = directory.string();
     if (!s.latents.empty() && !std::filesystem::exists(std::filesystem::path(s.latents) / "latents.npz"))
@@ -302,8 +359,10 @@ void run(state& s) {
         throw psae::error("no such directory", s.images.model, "expected a Hugging Face CLIP directory");
     if (s.latents.empty() && std::filesystem::exists(directory / "latents"))
         s.latents = (directory / "latents").string();
-    for (auto [given, name] :
-         {std::pair{&s.classes, "classes"}, {&s.interventions, "interventions"}, {&s.attributions, "attributions"}})
+    for (auto [given, name] : {std::pair{&s.classes, "classes"},
+                               {&s.interventions, "interventions"},
+                               {&s.attributions, "attributions"},
+                               {&s.comparison, "comparison"}})
         if (given->empty() && std::filesystem::is_directory(directory / name)) *given = (directory / name).string();
     if (s.out.empty()) s.out = (directory / "report.html").string();
     prepare_folder_of(s.out);
@@ -322,6 +381,7 @@ void run(state& s) {
     add_classes_of(s, sae, page, chosen);
     add_interventions_of(s, page);
     add_attributions_of(s, sae, page, chosen);
+    add_comparison_of(s, sae, page);
     add_latents_of(s, sae, images, std::move(chosen), page);
     if (const auto cfg = directory / "cfg.json"; std::filesystem::exists(cfg))
         flatten(psae::read_json(cfg), "", page.configuration);
@@ -365,6 +425,8 @@ void add_report(CLI::App& app) {
                     "what the command intervene wrote (default: interventions in the run's directory)");
     sub->add_option("--attributions", s->attributions,
                     "what the command attribute wrote (default: attributions in the run's directory)");
+    sub->add_option("--comparison", s->comparison,
+                    "what the command compare wrote (default: comparison in the run's directory)");
     sub->add_option("--count", s->count, "latents to show, the most interesting ones")->check(CLI::Range(0, 1000));
     sub->add_option("--latent", s->chosen, "latents to show in any case");
     sub->add_option("--top", s->top, "images a latent")->check(CLI::Range(0, 100));

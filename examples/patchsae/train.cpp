@@ -109,7 +109,7 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
         const train_options& own = *planned[i].options;
         const auto of_its_layer = [&, i] { return sample(places[i]); };
         if (s.resume && (none_has_checkpoint || runs[i]->has_checkpoint())) runs[i]->resume();
-        else if (!own.init.empty()) runs[i]->start_from(psae::read_sae(own.init), own.init, of_its_layer);
+        else if (!own.init.empty()) runs[i]->start_from(load_sae(own.init), own.init, of_its_layer);
         else runs[i]->initialise(of_its_layer);
     }
     std::filesystem::create_directories(s.out);  // now: one that cannot be made is known before the work

@@ -204,7 +204,7 @@ void train_options::complete(CLI::App& sub) {
 
 void train_options::resolve_sizes(CLI::App& sub, const run_tokens& tokens) {
     if (d_sae == 0)
-        d_sae = init.empty() ? std::min(expansion, std::size_t{1} << 40) * tokens.d_in : psae::read_sae(init).d_sae;
+        d_sae = init.empty() ? std::min(expansion, std::size_t{1} << 40) * tokens.d_in : load_sae(init).d_sae;
     const std::size_t count = this->tokens > 0 ? this->tokens : tokens.rows;
     if (steps == 0) steps = count / batch_tokens;
     if (steps == 0)

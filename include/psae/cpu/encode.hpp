@@ -507,11 +507,16 @@ bool screens(const cpu& device, const Activation& activation, std::size_t tokens
            !detail::screened_pre_activations::too_many(kept, tokens * latents);
 }
 
-// Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
-// `among` is null. Under a top-k of the whole batch it returns the least rank kept.
+// What encode returns: under a top-k of the whole batch the least rank kept.
 template <class T, class Activation>
-auto encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
-            const T* b, std::size_t latents, const Activation& activation, const latent_set* among) {
+using encode_result = std::conditional_t<detail::selects_per_batch<Activation>, T, void>;
+
+// Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
+// `among` is null.
+template <class T, class Activation>
+encode_result<T, Activation> encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens,
+                                    std::size_t d, const T* W, const T* b, std::size_t latents,
+                                    const Activation& activation, const latent_set* among) {
     z.tokens = tokens;
     z.latents = latents;
     const detail::encoded_latents encoded(latents, among);
