@@ -71,7 +71,7 @@ if [[ $# -eq 0 ]]; then
     awk -F , 'NR == 1 || ($3 == "test" && !seen[$2]++ && n++ < 6)' "$labelled" >"$out/six.csv"
     cut -d , -f 2 "$labelled" | sed 1d | LC_ALL=C sort -u >"$out/class_names.txt"
     $patchsae attribute --model "$model" --sae "$sae" --images "$out/six.csv" --classes "$out/class_names.txt" \
-        "${templates[@]}" --method integrated --out "$sae/attributions"
+        "${templates[@]}" --method integrated --contrast others --out "$sae/attributions"
 fi
 
 echo "== masks"

@@ -106,20 +106,25 @@ struct written {
 };
 
 psae::image overlay_of(const psae::attributed_picture& p, const written& all, const psae::image& seen,
-                       const std::vector<std::string>& names) {
+                       const std::vector<std::string>& names, const std::string& explained) {
     double sum = 0;
     for (const float logit : p.logits) sum += std::exp(double(logit) - double(p.logits[p.of]));
     std::string title = fmt::format("{}: {:.3g}%", names[p.of], 100 / sum);
     if (p.label >= 0) title += " (label: " + names[std::size_t(p.label)] + ")";
-    title += fmt::format("\nlatents raise it by {:.3g} from {:.3g}", p.attribution.value - p.attribution.baseline,
-                         p.attribution.baseline);
+    title +=
+        fmt::format("\nwith all latents {} is {:.3g}, without {:.3g}\nattribution, in brackets the class token's share",
+                    explained, p.attribution.value, p.attribution.baseline);
     const auto tokens = psae::attribution_of_tokens(p.z, p.attribution);
+    const auto caption = [](const std::string& name, double attribution, double class_token) {
+        return fmt::format("{} {:+.2f} ({:+.2f})", name, attribution, class_token);
+    };
     const psae::attribution_map whole{{tokens.begin() + 1, tokens.end()},
-                                      fmt::format("all: {:+.3g}", p.attribution.total)};
+                                      caption("all", p.attribution.total, double(tokens[0]))};
     std::vector<psae::attribution_map> maps;
-    for (std::size_t i = 0; i < p.strongest.size(); ++i)
-        maps.push_back(
-            {all.map_of(p, i), fmt::format("{}: {:+.3g}", p.strongest[i].latent, p.strongest[i].attribution)});
+    for (std::size_t i = 0; i < p.strongest.size(); ++i) {
+        const psae::attributed_latent& l = p.strongest[i];
+        maps.push_back({all.map_of(p, i), caption(std::to_string(l.latent), l.attribution, l.class_token)});
+    }
     const std::span<const psae::attribution_map> latents(maps);
     return psae::attribution_grid(title, seen, whole, latents.first(p.against), latents.subspan(p.against), all.grid,
                                   all.grid);
@@ -163,6 +168,9 @@ void run(state& s, const CLI::App& sub) {
     if (s.contrast == "others") options.against = {psae::attribution_options::all_others};
     else if (s.contrast != "none") options.against = {find_class(s.contrast, "--contrast", task, given)};
 
+    const std::string explained = s.contrast == "none"     ? "its logit"
+                                  : s.contrast == "others" ? "its lead over the mean of the others"
+                                                           : "its lead over " + names[options.against[0]];
     const auto how = psae::read_preprocessing(images.model, tower->image_size());
     auto pictures = read_pictures(list, images, how);
     written all{options.top, tower->grid(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
@@ -180,7 +188,7 @@ void run(state& s, const CLI::App& sub) {
                     const auto seen = psae::cut_out(picture, psae::seen_by_model(picture.width, picture.height, how));
                     std::filesystem::create_directories(out / "overlays");
                     psae::write_png(out / "overlays" / fmt::format("{:04}_{}.png", p.index, file.stem().string()),
-                                    overlay_of(p, all, seen, names));
+                                    overlay_of(p, all, seen, names, explained));
                 }
                 all.add(p, file.string(), names[p.of]);
                 if (table.size() <= 12)

@@ -110,7 +110,7 @@ struct attribution_map {
 inline image attribution_grid(const std::string& title, const image& picture, const attribution_map& sum,
                               std::span<const attribution_map> latents_for,
                               std::span<const attribution_map> latents_against, std::size_t rows, std::size_t cols) {
-    constexpr std::size_t most = 4, cell = 176;
+    constexpr std::size_t most = 4, cell = 240;
     const image enlarged = fit_into(picture, cell, cell);
     float largest = 0;
     for (const auto latents : {latents_for, latents_against})

@@ -142,21 +142,19 @@ inline std::vector<std::uint8_t> heat_layer(std::span<const float> map, float la
     return out;
 }
 
-// The same for a map of both signs: orange where it is positive, blue where it is negative, the brighter the stronger
-// relative to `largest` (0: the largest magnitude of the map), nearly black where it is 0.
+// A map of both signs in the same form: orange where it is positive, blue where it is negative, clear where it is 0. What
+// it covers goes with the square root of its magnitude relative to `largest` (0: the largest of the map), so that weak
+// patches are seen. NaN counts as 0.
 inline std::vector<std::uint8_t> signed_layer(std::span<const float> map, float largest = 0) {
     if (!(largest > 0))
         for (const float v : map)
             if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
-    static constexpr float positive[] = {255, 140, 20}, negative[] = {40, 150, 255}, silent[] = {14, 12, 22};
     std::vector<std::uint8_t> out;
     out.reserve(map.size() * 4);
     for (const float v : map) {
         const float m = largest > 0 && std::isfinite(v) ? std::min(std::abs(v) / largest, 1.0f) : 0.0f;
-        for (std::size_t c = 0; c < 3; ++c)
-            out.push_back(
-                static_cast<std::uint8_t>(std::lround(silent[c] + ((v > 0 ? positive : negative)[c] - silent[c]) * m)));
-        out.push_back(static_cast<std::uint8_t>(std::lround(198 - 73 * m)));
+        const colour c = v > 0 ? colour{230, 97, 1} : colour{0, 92, 200};
+        out.insert(out.end(), {c[0], c[1], c[2], static_cast<std::uint8_t>(std::lround(225 * std::sqrt(m)))});
     }
     return out;
 }
@@ -195,11 +193,17 @@ inline image heat_overlay(const image& picture, std::span<const float> map, std:
     return lay_over(picture, heat_layer(map, largest), rows, cols, seen);
 }
 
-// The same with signed_layer.
+// The picture in pale gray with signed_layer of a map [rows, cols] over it: only the map has colours. Otherwise as
+// heat_overlay.
 inline image signed_overlay(const image& picture, std::span<const float> map, std::size_t rows, std::size_t cols,
                             rectangle seen = {}, float largest = 0) {
     detail::check_map(picture, map, rows, cols);
-    return lay_over(picture, signed_layer(map, largest), rows, cols, seen);
+    image gray = picture;
+    for (std::size_t i = 0; i < gray.rgb.size(); i += 3) {
+        const int luma = (299 * gray.rgb[i] + 587 * gray.rgb[i + 1] + 114 * gray.rgb[i + 2]) / 1000;
+        std::fill_n(gray.rgb.begin() + std::ptrdiff_t(i), 3, static_cast<std::uint8_t>(110 + luma * 145 / 255));
+    }
+    return lay_over(gray, signed_layer(map, largest), rows, cols, seen);
 }
 
 // PatchSAE's own picture of a mask (get_segmentation_mask): the map [rows, cols], upsampled to the whole picture and

@@ -131,6 +131,7 @@ td:first-child{color:var(--soft);overflow-wrap:normal}
 th{text-align:left;font-weight:600;padding:.2rem 1.4rem .2rem 0;border-bottom:1px solid var(--line)}
 .wide{overflow-x:auto}.wide td{font-variant-numeric:tabular-nums;white-space:nowrap}.wide a{color:var(--accent)}
 .charts figure img{display:block;width:100%;height:auto;max-width:34rem;margin:0 auto;background:#fff;border-radius:6px}
+.wide-charts{grid-template-columns:repeat(auto-fit,minmax(min(100%,34rem),1fr));margin-bottom:1rem}.wide-charts figure img{max-width:none}
 .switch{position:absolute;opacity:0}.switch:focus-visible+.tools .for-switch{outline:2px solid var(--accent)}
 .for-switch{cursor:pointer;border:1px solid var(--line);border-radius:8px;padding:.3rem .7rem;background:var(--card)}
 #masks:checked+.tools .for-switch{background:var(--bar)}
@@ -191,7 +192,7 @@ inline std::string report_part(const report& r, const report_section& part) {
     std::string out = "<section>\n<h2>" + html_text(part.title) + "</h2>\n<p class=\"soft\">" +
                       html_text(part.explanation) + "</p>\n";
     if (!part.pictures.empty()) {
-        out += "<div class=\"charts\">\n";
+        out += "<div class=\"charts wide-charts\">\n";
         for (const auto& [shown, picture] : part.pictures)
             out += "<figure><img alt=\"" + html_text(shown) + "\" title=\"" + html_text(shown) +
                    "\" src=\"data:image/jpeg;base64," + base64(encode_jpeg(picture, 85)) + "\"></figure>\n";
