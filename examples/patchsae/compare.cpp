@@ -286,8 +286,12 @@ void write_results(const comparison& c, const measures& totals, const std::files
     psae::write_text(out / "classes.csv", classes_csv(c));
     psae::write_text(out / "images.csv", images_csv(c));
     psae::write_text(out / "associations.csv", associations_csv(c));
+    // Under a label of each class, by which `intervene` finds it again.
+    std::vector<std::string> labels = c.classes;
+    for (std::size_t l = c.of_label.size(); l-- > 0;)
+        if (c.of_label[l] >= 0) labels[std::size_t(c.of_label[l])] = c.pictures.class_names[l];
     for (const side* s : {&c.base, &c.adapted})
-        psae::write_class_latents_npz(out / (s->name + "_class_latents.npz"), {s->counts, c.classes});
+        psae::write_class_latents_npz(out / (s->name + "_class_latents.npz"), {s->counts, labels});
     const psae::named_chart charts[] = {{"association", association_plot(c)},
                                         {"overlap", overlap_plot(c)},
                                         {"accuracy", accuracy_plot(c, false)},

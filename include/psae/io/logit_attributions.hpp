@@ -17,6 +17,7 @@
 #include <vector>
 
 #include <psae/attribution/logit_attribution.hpp>
+#include <psae/attribution/pair_correlation.hpp>
 #include <psae/io/zero_shot_accuracy.hpp>
 
 namespace psae {
@@ -55,18 +56,10 @@ struct attribution_agreement {
     std::vector<double> attribution, effect;  // of each
     double missing = 0, change = 0;           // sums of |completeness error| and of |value - baseline| over pictures
 
-    // Pearson's, NaN where either is the same everywhere.
     double correlation() const {
-        const auto n = double(effect.size());
-        const double a = std::accumulate(attribution.begin(), attribution.end(), 0.0) / n,
-                     e = std::accumulate(effect.begin(), effect.end(), 0.0) / n;
-        double aa = 0, ee = 0, ae = 0;
-        for (std::size_t i = 0; i < effect.size(); ++i) {
-            aa += (attribution[i] - a) * (attribution[i] - a);
-            ee += (effect[i] - e) * (effect[i] - e);
-            ae += (attribution[i] - a) * (effect[i] - e);
-        }
-        return ae / std::sqrt(aa * ee);
+        pair_correlation pairs;
+        for (std::size_t i = 0; i < effect.size(); ++i) pairs.add(attribution[i], effect[i]);
+        return pairs.value();
     }
     // The share of the latents whose removal goes the way the attribution says. NaN without latents.
     double same_sign() const {
