@@ -240,8 +240,7 @@ void add_attribute(CLI::App& app) {
     s->zero_shot.add_to(*sub);
     sub->add_option("--by", s->by, "the class explained: what the plain model predicts, or the picture's label")
         ->check(CLI::IsMember({"prediction", "label"}));
-    auto* one = sub->add_option("--class", s->class_name, "explain this class on all pictures");
-    one->excludes(sub->get_option("--by"));
+    sub->add_option("--class", s->class_name, "explain this class on all pictures");
     sub->add_option(
         "--contrast", s->contrast,
         "explain its logit less that of this class, or less the mean of all others: none, others or a name");
@@ -258,6 +257,8 @@ void add_attribute(CLI::App& app) {
     sub->add_option("--out", s->out, "directory to write")->required();
     sub->callback([s, sub] {
         if (s->images.images.empty() && s->image.empty()) throw CLI::RequiredError("--images or --image");
+        if (!s->class_name.empty() && s->by == "label")
+            throw CLI::ValidationError("attribute", "expected --class or --by label, not both");
         run(*s, *sub);
     });
 }

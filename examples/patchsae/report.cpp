@@ -197,9 +197,10 @@ void add_attributions_of(const state& s, const psae::sae_weights& sae, psae::rep
                               {"file", "class", "latent", "attribution", "effect_of_removal"}, "attribute");
     psae::report_section part{
         "What speaks for a class, and what against it",
-        "How much each latent adds to the logit of the picture's class, over all patches and the class token. In "
-        "brackets what removing the latent really takes from it. Orange patches speak for the class, blue ones against "
-        "it.",
+        "How much each latent adds to the logit of the picture's class, or to its lead over others, on all patches and "
+        "the class token. In brackets what removing the latent really takes from it. Orange patches speak for the "
+        "class, "
+        "blue ones against it.",
         {},
         {"picture", "class"},
         {}};

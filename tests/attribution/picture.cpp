@@ -46,6 +46,31 @@ TEST_CASE("the heat overlay tells silent, weak and strong patches apart") {
     CHECK_NOTHROW(psae::heat_overlay(picture, std::vector<float>(6), 2, 3));
 }
 
+TEST_CASE("the signed overlay has colours for the sign only, stronger with the magnitude") {
+    psae::image picture{60, 20, {}};
+    for (std::size_t i = 0; i < 60 * 20; ++i) picture.rgb.insert(picture.rgb.end(), {250, 120, 0});  // itself orange
+    const std::vector<float> map{2, -2, 0.5f, -0.02f, 0, NAN};
+    const auto layer = psae::signed_layer(map);
+    const auto out = psae::signed_overlay(picture, map, 1, 6);
+    const auto at = [&](std::size_t patch) {
+        const std::uint8_t* p = out.rgb.data() + (10 * 60 + patch * 10 + 5) * 3;
+        return std::array<int, 3>{p[0], p[1], p[2]};
+    };
+    for (const std::size_t positive : {0, 2}) CHECK(at(positive)[0] > at(positive)[2] + 40);
+    for (const std::size_t negative : {1, 3}) CHECK(at(negative)[2] > at(negative)[0] + 5);
+    CHECK(at(0)[0] - at(0)[2] > at(2)[0] - at(2)[2] + 40);
+    for (const std::size_t nothing : {4, 5}) {
+        CHECK(at(nothing)[0] == at(nothing)[1]);
+        CHECK(at(nothing)[1] == at(nothing)[2]);
+        CHECK(layer[nothing * 4 + 3] == 0);
+    }
+    CHECK(layer[3] == 225);  // the square root of the magnitude over the largest
+    CHECK(layer[7] == 225);
+    CHECK(layer[11] == 113);
+    CHECK(psae::signed_layer(map, 8)[3] == 113);
+    CHECK_THROWS_AS(psae::signed_overlay(picture, map, 2, 6), psae::error);
+}
+
 TEST_CASE("an overlay covers what the model saw") {
     const psae::preprocessing how{.shortest_edge = 32, .crop = 32};
     const auto wide = psae::seen_by_model(90, 60, how);

@@ -140,6 +140,8 @@ TEST_CASE("attribute: the class that is explained, contrasts, the error term, na
     CHECK(work.array("explained_class") == std::vector<float>{0, 1, 2});
     run_well(work.command({"--class", "2_red_car"}));
     CHECK(work.array("explained_class") == std::vector<float>{2, 2, 2});
+    run_well({"attribute", "--config", work / "out" / "run_config.json", "--out", work / "again"});
+    CHECK(floats(work / "again" / "attributions.npz", "explained_class") == std::vector<float>{2, 2, 2});
     CHECK(work.array("labels") == std::vector<float>{0, 1, 2});
 }
 
