@@ -72,6 +72,10 @@ if [[ $# -eq 0 ]]; then
     cut -d , -f 2 "$labelled" | sed 1d | LC_ALL=C sort -u >"$out/class_names.txt"
     $patchsae attribute --model "$model" --sae "$sae" --images "$out/six.csv" --classes "$out/class_names.txt" \
         "${templates[@]}" --method integrated --contrast others --out "$sae/attributions"
+
+    echo "== the model beside its adapted form: MaPLe's prompts, learnt on the training photos"
+    $patchsae compare --model "$model" --adapter data/tiny-clip-maple/model.pth.tar-8 --sae "$sae" --images "$labelled" \
+        --train-split train --split test --order phi --out "$sae/comparison"
 fi
 
 echo "== masks"
