@@ -7,6 +7,7 @@
 #include <psae/attribution/class_latents.hpp>
 #include <psae/attribution/intervention.hpp>
 #include <psae/attribution/label_purity.hpp>
+#include <psae/attribution/latent_comparison.hpp>
 #include <psae/attribution/latent_summary.hpp>
 #include <psae/attribution/logit_attribution.hpp>
 #include <psae/attribution/patch_map.hpp>

@@ -2,9 +2,9 @@
 // A linear probe: a head of its own on the image embeddings, in place of the embeddings of class names.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <filesystem>
-#include <map>
 #include <string>
 #include <vector>
 
