@@ -73,9 +73,12 @@ if [[ $# -eq 0 ]]; then
     $patchsae attribute --model "$model" --sae "$sae" --images "$out/six.csv" --classes "$out/class_names.txt" \
         "${templates[@]}" --method integrated --contrast others --out "$sae/attributions"
 
-    echo "== the model beside its adapted form: MaPLe's prompts, learnt on the training photos"
-    $patchsae compare --model "$model" --adapter data/tiny-clip-maple/model.pth.tar-8 --sae "$sae" --images "$labelled" \
-        --train-split train --split test --order phi --out "$sae/comparison"
+    echo "== the model beside its adapted form: MaPLe's prompts, learnt for the photos' topics on the training photos"
+    awk -F , -v root="$PWD/$photos/" 'NR == 1 { print; next }
+        { topic = substr($1, length(root) + 1); sub(/\/.*/, "", topic); print $1 "," topic "," $3 }' "$labelled" >"$out/topics.csv"
+    echo "a photo of a {}." >"$out/template.txt"
+    $patchsae compare --model "$model" --adapter data/tiny-clip-maple/model.pth.tar-12 --sae "$sae" --images "$out/topics.csv" \
+        --templates "$out/template.txt" --train-split train --split test --order phi --k 5 20 100 --out "$sae/comparison"
 fi
 
 echo "== masks"

@@ -143,6 +143,8 @@ def main():
     torch.manual_seed(a.seed)
     names, ids, pixels, labels = read_inputs(a)
     clip = Clip(a.model)
+    if not 1 <= a.depth <= min(clip.vision.layers, clip.text.layers):
+        p.error(f"--depth: expected 1 to {min(clip.vision.layers, clip.text.layers)}, the blocks of the smaller tower")
     start = clip.text.w["embeddings.token_embedding.weight"][ids[0, 1:1 + a.n_ctx]]
     prompts = Prompts(start, clip.vision.width, a.depth)
     optimizer = torch.optim.SGD(prompts.parameters(), a.lr, momentum=0.9, weight_decay=5e-4)

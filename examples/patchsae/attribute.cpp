@@ -57,7 +57,7 @@ struct written {
         total.push_back(p.attribution.total);
         const auto sums = psae::attribution_of_tokens(p.z, p.attribution);
         sum_class_token.push_back(sums[0]);
-        sum_map.insert(sum_map.end(), sums.begin() + 1, sums.end());
+        sum_map.insert(sum_map.end(), sums.begin() + 1, sums.begin() + 1 + std::ptrdiff_t(grid * grid));
         const std::size_t first = latents.size(), patches = grid * grid;
         latents.resize(first + 2 * top, -1);
         for (auto* numbers : {&attribution, &class_token, &activation, &effect}) numbers->resize(first + 2 * top);
@@ -118,7 +118,7 @@ psae::image overlay_of(const psae::attributed_picture& p, const written& all, co
     const auto caption = [](const std::string& name, double attribution, double class_token) {
         return fmt::format("{} {:+.2f} ({:+.2f})", name, attribution, class_token);
     };
-    const psae::attribution_map whole{{tokens.begin() + 1, tokens.end()},
+    const psae::attribution_map whole{{tokens.begin() + 1, tokens.begin() + 1 + std::ptrdiff_t(all.grid * all.grid)},
                                       caption("all", p.attribution.total, double(tokens[0]))};
     std::vector<psae::attribution_map> maps;
     for (std::size_t i = 0; i < p.strongest.size(); ++i) {
@@ -176,6 +176,7 @@ void run(state& s, const CLI::App& sub) {
     written all{options.top, tower->grid(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     std::vector<std::vector<std::string>> table{{"picture", "class", "for it", "against it"}};
     psae::attribution_agreement agreement;
+    std::filesystem::remove_all(out / "overlays");  // of an earlier run
     {
         progress bar("pictures", list.files.size());
         agreement = psae::attribute_pictures(
@@ -200,8 +201,8 @@ void run(state& s, const CLI::App& sub) {
     if (agreement.pictures == 0)
         throw psae::error("no picture could be read", list.files.front().string(),
                           std::to_string(list.files.size()) + " were tried");
-    psae::write_text(out / "attributions.csv", all.csv);
     all.write(out / "attributions.npz", names);
+    psae::write_text(out / "attributions.csv", all.csv);
     save_configuration(sub, s.out);
     if (s.common.json) {
         json_object{}
@@ -259,6 +260,10 @@ void add_attribute(CLI::App& app) {
         if (s->images.images.empty() && s->image.empty()) throw CLI::RequiredError("--images or --image");
         if (!s->class_name.empty() && s->by == "label")
             throw CLI::ValidationError("attribute", "expected --class or --by label, not both");
+        if (!s->class_name.empty() && s->class_name == s->contrast)
+            throw CLI::ValidationError("--contrast", "expected another class than --class");
+        if (s->method == "gradient" && sub->count("--steps-of-integration") > 0)
+            throw CLI::ValidationError("--steps-of-integration", "goes with --method integrated");
         run(*s, *sub);
     });
 }

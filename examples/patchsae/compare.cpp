@@ -214,9 +214,7 @@ std::string images_csv(const comparison& c) {
 std::string associations_csv(const comparison& c) {
     constexpr std::size_t most = 1000;
     std::string csv = "class,latent,base_count,adapted_count,base_phi,adapted_phi,change\n";
-    auto changes = psae::association_changes(c.base.counts, c.adapted.counts);
-    changes.resize(std::min(changes.size(), most));
-    for (const auto& a : changes)
+    for (const auto& a : psae::association_changes(c.base.counts, c.adapted.counts, most))
         csv += fmt::format("{},{},{},{},{:.6g},{:.6g},{:.6g}\n", psae::detail::quoted_field(c.classes[a.of_class]),
                            a.latent, c.base.counts.of_class(a.of_class)[a.latent],
                            c.adapted.counts.of_class(a.of_class)[a.latent], a.base, a.adapted, a.adapted - a.base);

@@ -89,6 +89,8 @@ void add_encode(CLI::App& app) {
         if (s->activations.empty() == s->images.images.empty())
             throw CLI::ValidationError("encode", "expected --activations, or --model and --images");
         if (!s->images.images.empty() && s->images.model.empty()) throw CLI::RequiredError("--model");
+        if (!s->activations.empty() && !s->images.adapter.empty())
+            throw CLI::ValidationError("--adapter", "goes with pictures");
         if (s->token_kind != "all" && !is_store(s->activations))
             throw CLI::ValidationError("--token-kind", "goes with a store as --activations");
         run(*s, *sub);

@@ -370,6 +370,10 @@ void run(state& s) {
 
     image_options images = s.images;
     if (images.model.empty()) images.model = sae.origin.model;
+    // The maps are of the model that the summary is of.
+    if (const auto made = std::filesystem::path(s.latents) / configuration_file;
+        images.adapter.empty() && !s.latents.empty() && std::filesystem::exists(made))
+        images.adapter = psae::json_string(psae::read_json(made), "adapter", "", made.string());
     images.take_layer(sae.origin);
     psae::report page;
     page.title =

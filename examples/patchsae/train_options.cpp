@@ -171,6 +171,7 @@ void train_options::complete(CLI::App& sub) {
     if (!images.images.empty() && images.model.empty()) throw CLI::RequiredError("--model");
     if (order == "sequential" && activations.empty())
         throw CLI::ValidationError("--order", "sequential goes with --activations");
+    if (!activations.empty() && !images.adapter.empty()) throw CLI::ValidationError("--adapter", "goes with pictures");
     if (token_kind != "all" && (activations.empty() || !is_store(activations)))
         throw CLI::ValidationError("--token-kind", "goes with a store as --activations");
     if (variant != "matryoshka" && !prefixes.empty())

@@ -31,8 +31,9 @@ void zero_shot_options::add_to(CLI::App& app) {
 
 psae::named_classes name_classes(const zero_shot_options& options, const image_options& images,
                                  const psae::image_list& list) {
-    // What is no file and has a comma is a list of names.
-    if (options.classes.find(',') != std::string::npos && !std::filesystem::exists(options.classes))
+    // What is no file and has a comma is a list of names; a long one cannot be the name of a file.
+    std::error_code none;
+    if (options.classes.find(',') != std::string::npos && !std::filesystem::exists(options.classes, none))
         return psae::name_classes(names_in(options.classes), list.class_names, "--classes");
     if (!options.classes.empty())
         return psae::name_classes(psae::read_lines(options.classes), list.class_names, options.classes);

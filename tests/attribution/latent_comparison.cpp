@@ -76,8 +76,16 @@ TEST_CASE("shared latents, those of one model only, and what was there before") 
     CHECK(by_phi.classes[0].base_only == latents{1});
     CHECK(by_phi.classes[0].adapted_only == latents{0});
 
-    const auto changes = psae::association_changes(base, adapted);
+    const auto changes = psae::association_changes(base, adapted, 100);
     REQUIRE(changes.size() == 8);
+    for (std::size_t most = 0; most < 8; ++most) {
+        const auto first = psae::association_changes(base, adapted, most);
+        REQUIRE(first.size() == most);
+        for (std::size_t i = 0; i < most; ++i) {
+            CHECK(first[i].of_class == changes[i].of_class);
+            CHECK(first[i].latent == changes[i].latent);
+        }
+    }
     // Latent 0 fired on every picture (phi 0) and now on all of the first class alone (phi 1).
     CHECK(changes[0].of_class == 0);
     CHECK(changes[0].latent == 0);

@@ -268,7 +268,7 @@ TEST_CASE("where the value is linear in the codes, attribution is the effect of 
     const double whole = s.value(codes, 2, true);
     std::vector<double> effects;
     std::vector<float> attributed;
-    for (const auto& l : attributed_latents(z.view, a)) {
+    for (const auto& l : attributed_latents(z.view, a, z.view.tokens)) {
         auto without = codes;
         for (std::size_t t = 0; t < T; ++t) without[t * F + l.latent] = 0;
         effects.push_back(whole - s.value(without, 2, true));
@@ -291,7 +291,7 @@ TEST_CASE("sums of attributions by latent, by token and on the map") {
     z.tokens = 3, ++z.offsets;
     logit_attribution a;
     a.attribution = {0, 0, 10, -1, 5, -2, 20};
-    const auto latents = attributed_latents(z, a);
+    const auto latents = attributed_latents(z, a, z.tokens);
     REQUIRE(latents.size() == 3);
     CHECK((latents[0].latent == 0 && latents[1].latent == 1 && latents[2].latent == 2));
     CHECK((latents[0].attribution == 30 && latents[1].attribution == 5 && latents[2].attribution == -3));

@@ -133,6 +133,24 @@ TEST_CASE("evaluate with an adapter: the tokens of pictures, accuracy with promp
     CHECK(r["saes"][0]["accuracy_with_sae"].GetDouble() == plain.json()["accuracy_with_sae"].GetDouble());
 }
 
+TEST_CASE("attribute with an adapter: maps are of the patches, and a gradient does not pass prompts") {
+    const bench work;
+    const auto arguments = [&](const char* layer) {
+        return std::vector<std::string>{
+            "attribute", "--model",   pipeline / "model",   "--adapter",         work.adapter,
+            "--sae",     work.sae,    "--images",           pipeline / "images", "--limit",
+            "2",         "--classes", "cat, tree, red car", "--layer",           layer,
+            "--out",     work / "why"};
+    };
+    run_well(arguments("-2"));
+    const auto arrays = psae::read_npz(work / "why" / "attributions.npz");
+    const auto& sums = arrays.at("sum_map");
+    CHECK(sums.shape[0] == 2);
+    CHECK(sums.shape[1] == sums.shape[2]);
+    CHECK(arrays.at("maps").shape[2] == sums.shape[1]);
+    CHECK(contains(refused(arguments("1")), "gradient does not pass prompts"));
+}
+
 TEST_CASE("adapters that cannot be used are named") {
     const bench work;
     const auto classify = [&](const fs::path& model, const fs::path& adapter) {

@@ -238,6 +238,14 @@ TEST_CASE("an adapter of another model, a damaged one and none at all are refuse
     CHECK_THAT(loading(file.write()),
                Catch::Contains("missing") && Catch::Contains("compound_prompt_projections.1.weight"));
     file = {};
+    file.erase("compound_prompts_text.0");  // the next one is there
+    CHECK_THAT(loading(file.write()), Catch::Contains("missing") && Catch::Contains("compound_prompts_text.0"));
+    file = {};
+    for (const std::string i : {"0", "1"}) file.erase("compound_prompts_text." + i);
+    file.at("ctx").shape[0] = 76;
+    file.at("ctx").values.assign(76 * file.at("ctx").shape[1], 0.5f);
+    CHECK_THAT(loading(file.write()), Catch::Contains("expected at most") && Catch::Contains("found 76"));
+    file = {};
     file.at("compound_prompts_text.0").shape = {4, 32};
     CHECK_THAT(loading(file.write()), Catch::Contains("compound_prompts_text.0") && Catch::Contains("[4, 32]"));
     file = {};

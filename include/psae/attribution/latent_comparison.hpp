@@ -172,20 +172,30 @@ inline latent_comparison compare_latents(const class_latent_counts& base, const 
     return result;
 }
 
-// The pairs whose association moves most, by the change of phi; of equal ones the first class, then latent.
+// The `most` pairs whose association moves most, by the change of phi; of equal ones the first class, then latent.
 inline std::vector<association_change> association_changes(const class_latent_counts& base,
-                                                           const class_latent_counts& adapted) {
+                                                           const class_latent_counts& adapted, std::size_t most) {
     detail::require_comparable(base, adapted);
     const auto base_fires = base.of_all(), adapted_fires = adapted.of_all();
     const std::uint64_t possible = base.possible_of_all();
-    std::vector<association_change> changes;
+    const auto before = [](const association_change& a, const association_change& b) {
+        const double x = std::abs(a.adapted - a.base), y = std::abs(b.adapted - b.base);
+        return x != y ? x > y : std::tie(a.of_class, a.latent) < std::tie(b.of_class, b.latent);
+    };
+    std::vector<association_change> changes;  // while it is made a heap, the first one moves least
+    if (most == 0) return changes;
     detail::each_pair(base, adapted, [&](std::size_t c, std::uint32_t f) {
-        changes.push_back({c, f, association_of(base, c, f, base_fires[f], possible).phi,
-                           association_of(adapted, c, f, adapted_fires[f], possible).phi});
+        const association_change change{c, f, association_of(base, c, f, base_fires[f], possible).phi,
+                                        association_of(adapted, c, f, adapted_fires[f], possible).phi};
+        if (changes.size() == most) {
+            if (!before(change, changes.front())) return;
+            std::pop_heap(changes.begin(), changes.end(), before);
+            changes.pop_back();
+        }
+        changes.push_back(change);
+        std::push_heap(changes.begin(), changes.end(), before);
     });
-    std::stable_sort(changes.begin(), changes.end(), [](const auto& a, const auto& b) {
-        return std::abs(a.adapted - a.base) > std::abs(b.adapted - b.base);
-    });
+    std::sort_heap(changes.begin(), changes.end(), before);
     return changes;
 }
 

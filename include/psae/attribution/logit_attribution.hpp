@@ -7,7 +7,7 @@
 //   const psae::explained_image image{*tower, layer, sae, z, x, direction};      // z: codes of its tokens x
 //   const auto a = psae::attribute_logit(device, scratch, image, 16);            // integrated; 0 steps: gradient only
 //   const auto map = psae::patch_map(a.codes(z), 0, tower->grid(), latent);      // where in the image
-//   const auto sums = psae::attributed_latents(z, a);                            // over all tokens, the largest first
+//   const auto sums = psae::attributed_latents(z, a, tower->image_tokens());      // over all tokens, the largest first
 //   const auto effects = psae::removal_effects(device, scratch, image, latents); // what really happens without them
 
 #include <algorithm>
@@ -180,11 +180,13 @@ struct attributed_latent {
     std::uint32_t latent;
     double attribution = 0;  // the sum
     double class_token = 0;  // the share of the class token in it
-    double activation = 0;   // the mean over all tokens, the image-level activation of class-level latents
+    double activation = 0;   // the mean over the image's tokens, the image-level activation of class-level latents
 };
 
-// The latents that fire on the image, by attribution: the largest first, those against the value last.
-inline std::vector<attributed_latent> attributed_latents(const codes_view<float>& z, const logit_attribution& a) {
+// The latents that fire, by attribution: the largest first, those against the value last. image_tokens: how many tokens
+// are of the image, before those of prompts.
+inline std::vector<attributed_latent> attributed_latents(const codes_view<float>& z, const logit_attribution& a,
+                                                         std::size_t image_tokens) {
     std::vector<attributed_latent> all;
     std::vector<std::uint32_t> place(z.latents, ~std::uint32_t{0});
     for (std::size_t t = 0; t < z.tokens; ++t)
@@ -197,7 +199,7 @@ inline std::vector<attributed_latent> attributed_latents(const codes_view<float>
             const double share = double(a.attribution[i]);
             all[p].attribution += share;
             if (t == 0) all[p].class_token = share;
-            all[p].activation += double(z.value[i]) / double(z.tokens);
+            if (t < image_tokens) all[p].activation += double(z.value[i]) / double(image_tokens);
         }
     std::sort(all.begin(), all.end(), [](const attributed_latent& l, const attributed_latent& r) {
         return l.attribution > r.attribution || (l.attribution == r.attribution && l.latent < r.latent);

@@ -123,7 +123,8 @@ inline void write_class_latents_csv(const std::filesystem::path& path, const nam
     std::string csv = "class,rank,latent,count,frequency,share,class_share,npmi,phi\n";
     for (std::size_t c = 0; c < ranking.classes; ++c)
         for (std::size_t i = 0; i < ranking.top; ++i) {
-            const std::uint32_t f = ranking.of_class(c)[i], count = l.counts.of_class(c)[f];
+            const std::uint32_t f = ranking.of_class(c)[i],
+                                count = f == latent_ranking::none ? 0 : l.counts.of_class(c)[f];
             if (count == 0) break;
             const auto a = association_of(l.counts, c, f, fires[f], possible);
             char numbers[128];

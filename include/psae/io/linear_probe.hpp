@@ -31,7 +31,17 @@ inline zero_shot_classifier read_linear_probe(const std::filesystem::path& path,
         return values;
     };
     if (!arrays.contains("weight")) throw error("linear probe has no weights", where("weight"));
-    const std::vector<std::string> rows = arrays.contains("classes") ? arrays.at("classes").strings : classes;
+    std::vector<std::string> rows = classes;
+    if (const auto named = arrays.find("classes"); named != arrays.end()) {
+        rows = named->second.strings;
+        if (named->second.shape != std::vector{rows.size()} || rows.empty())
+            throw error("array holds no names of classes", where("classes"),
+                        "expected strings [classes], found " + shape_text(named->second.shape));
+        auto sorted = rows;
+        std::sort(sorted.begin(), sorted.end());
+        if (const auto twice = std::adjacent_find(sorted.begin(), sorted.end()); twice != sorted.end())
+            throw error("linear probe names a class twice", where("classes"), *twice);
+    }
     const auto weight = numbers("weight", {rows.size(), projection});
     const auto bias = arrays.contains("bias") ? numbers("bias", {rows.size()}) : std::vector<float>(rows.size(), 0.0f);
     zero_shot_classifier probe{classes, {}, 1, {}};

@@ -29,7 +29,8 @@ struct attribution_options {
     enum class choice { prediction, label, given };
     choice by = choice::prediction;
     std::size_t given = 0;
-    // Classes whose mean logit is taken off. The single element all_others stands for all but the explained one.
+    // Classes whose mean logit is taken off; where the explained one is among them, that of the others. The single element
+    // all_others stands for all others.
     std::vector<std::size_t> against{};
     std::size_t steps = 0;                                           // as of attribute_logit
     bool error_term = true;                                          // as of explained_image
@@ -97,8 +98,8 @@ inline attribution_agreement attribute_pictures(const cpu& device, const vision_
             if (against == std::vector{attribution_options::all_others}) {
                 against.resize(C);
                 std::iota(against.begin(), against.end(), std::size_t{0});
-                std::erase(against, of);
             }
+            std::erase(against, of);  // a class is not explained against itself
             directions[of] = classifier.direction(of, against);
         }
         return directions[of];
@@ -125,7 +126,7 @@ inline attribution_agreement attribute_pictures(const cpu& device, const vision_
                 const explained_image image{
                     tower, layer, sae, z, h.tokens + p * T * d, direction_of(of), options.error_term};
                 const auto a = attribute_logit(device, scratch, image, options.steps);
-                auto latents = attributed_latents(z, a);
+                auto latents = attributed_latents(z, a, tower.image_tokens());
                 const auto has = [&](const auto& begin, int sign) {
                     return static_cast<std::size_t>(
                         std::find_if(begin, begin + std::ptrdiff_t(std::min(options.top, latents.size())),

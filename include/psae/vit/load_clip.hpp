@@ -176,7 +176,7 @@ inline void require_fit(const maple_adapter* adapter, const std::filesystem::pat
     if (adapter == nullptr) return;
     const auto vision = read_clip_numbers(directory / "config.json");
     const auto text = read_clip_text_numbers(directory / "config.json");
-    adapter->require_fit(vision.width, vision.layers, text.width, text.layers, directory.string());
+    adapter->require_fit(vision.width, vision.layers, text.width, text.layers, text.context, directory.string());
 }
 
 // The model of a directory, as an adapter (nullptr: none) changes it. Throws psae::error naming the differing fields of

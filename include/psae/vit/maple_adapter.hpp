@@ -29,7 +29,8 @@ public:
     explicit maple_adapter(const std::filesystem::path& path) : file_(path) {
         if (file_.contains("state_dict.prompt_learner.ctx")) prefix_ = "state_dict.";
         if (!is_in(file_))
-            throw error("not an adapter of MaPLe", path.string(), "expected a tensor state_dict.prompt_learner.ctx");
+            throw error("not an adapter of MaPLe", path.string(),
+                        "expected tensors ctx and proj.weight under state_dict.prompt_learner");
         const auto& ctx = file_.at(learner("ctx"));
         if (ctx.shape.size() != 2 || ctx.shape[0] == 0 || ctx.shape[1] == 0)
             throw error("learnt context is no matrix", path.string() + ", tensor " + ctx.name,
@@ -42,13 +43,20 @@ public:
         text_.width = ctx.shape[1];
         vision_.width = weight.shape[0];
         add("ctx", "proj");
-        for (std::size_t i = 0; file_.contains(learner("compound_prompts_text." + std::to_string(i))); ++i)
-            add("compound_prompts_text." + std::to_string(i), "compound_prompt_projections." + std::to_string(i));
+        const std::string deep = "compound_prompts_text.";
+        const auto of_deeper = std::count_if(file_.entries().begin(), file_.entries().end(), [&](const auto& tensor) {
+            return tensor.name.starts_with(learner(deep));
+        });
+        for (std::ptrdiff_t i = 0; i < of_deeper; ++i)  // one that is missing among them is an error
+            add(deep + std::to_string(i), "compound_prompt_projections." + std::to_string(i));
     }
 
     // Whether a file is an adapter, or means to be one.
     static bool is_in(const torch_file& file) {
-        return file.contains("state_dict.prompt_learner.ctx") || file.contains("prompt_learner.ctx");
+        const auto under = [&](const std::string& prefix) {
+            return file.contains(prefix + "prompt_learner.ctx") && file.contains(prefix + "prompt_learner.proj.weight");
+        };
+        return under("state_dict.") || under("");
     }
     const std::string& path() const { return file_.path(); }
     const deep_prompts& text() const { return text_; }
@@ -62,9 +70,14 @@ public:
         return prefix_ + (openai == "logit_scale" ? "" : "text_encoder.") + std::string(openai);
     }
 
-    // psae::error, which names both, unless it was made for a model of these widths and numbers of blocks.
+    // psae::error, which names both, unless it was made for a model of these widths and numbers of blocks, whose texts
+    // have room for its context.
     void require_fit(std::size_t vision_width, std::size_t vision_layers, std::size_t text_width,
-                     std::size_t text_layers, const std::string& model) const {
+                     std::size_t text_layers, std::size_t context, const std::string& model) const {
+        if (text_.count + 2 > context)  // beside the start and the end token
+            throw error(
+                "learnt context is too long for the model", path() + ", tensor " + learner("ctx") + ", and " + model,
+                "expected at most " + std::to_string(context - 2) + " tokens, found " + std::to_string(text_.count));
         if (vision_.width == vision_width && text_.width == text_width &&
             text_.depth() <= std::min(vision_layers, text_layers))
             return;

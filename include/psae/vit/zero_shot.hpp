@@ -47,7 +47,7 @@ struct zero_shot_classifier {
             }
         return out;
     }
-    // [projection], of which <unit image embedding, direction> is the logit of class `of`, less the mean logit of the
+    // [projection], of which <unit image embedding, direction> is the logit of class `of` without its bias, less the mean logit of the
     // classes `against` if there are any. psae::error for a class that does not exist.
     std::vector<float> direction(std::size_t of, std::span<const std::size_t> against = {}) const {
         std::vector<double> sum(embeddings.size() / classes.size());
