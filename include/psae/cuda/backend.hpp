@@ -1,0 +1,157 @@
+#pragma once
+// The CUDA backend: a stream of one GPU. Everything runs on it in order; nothing here waits for it but what says so, so
+// a caller may capture a sequence of calls as a graph. Kernels take the backend first, as on the CPU, and device pointers.
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <psae/core/arena.hpp>
+#include <psae/core/precision.hpp>
+
+namespace psae {
+
+namespace detail {
+
+inline void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess)
+        throw error("CUDA: " + std::string(cudaGetErrorString(status)), what, cudaGetErrorName(status));
+}
+inline void check(cublasStatus_t status, const char* what) {
+    if (status != CUBLAS_STATUS_SUCCESS)
+        throw error("cuBLAS: " + std::string(cublasLtGetStatusString(status)), what, cublasLtGetStatusName(status));
+}
+
+}  // namespace detail
+
+// Device memory, of a pool of our own that keeps what it has once got from the system.
+template <>
+struct memory_space<space::device> {
+    static void* allocate(std::size_t bytes) {
+        void* p = nullptr;
+        detail::check(cudaMallocFromPoolAsync(&p, bytes == 0 ? 64 : bytes, pool(), nullptr), "memory of the GPU");
+        detail::check(cudaMemsetAsync(p, 0, bytes, nullptr), "memory of the GPU");
+        detail::check(cudaStreamSynchronize(nullptr), "memory of the GPU");  // usable on every stream from here on
+        return p;
+    }
+    static void release(void* p, std::size_t) {
+        cudaDeviceSynchronize();  // whatever stream still uses it
+        cudaFreeAsync(p, nullptr);
+    }
+
+private:
+    // Of the current device; made when first asked for, and kept as long as the process.
+    static cudaMemPool_t pool() {
+        constexpr int most_devices = 64;
+        static cudaMemPool_t pools[most_devices] = {};
+        int number = 0;
+        detail::check(cudaGetDevice(&number), "memory of the GPU");
+        if (number >= most_devices) throw error("too many GPUs", "memory of the GPU", std::to_string(number));
+        if (pools[number] == nullptr) {
+            cudaMemPoolProps properties{};
+            properties.allocType = cudaMemAllocationTypePinned;
+            properties.location = {cudaMemLocationTypeDevice, number};
+            detail::check(cudaMemPoolCreate(&pools[number], &properties), "memory of the GPU");
+            unsigned long long keep = ~0ULL;
+            detail::check(cudaMemPoolSetAttribute(pools[number], cudaMemPoolAttrReleaseThreshold, &keep),
+                          "memory of the GPU");
+        }
+        return pools[number];
+    }
+};
+
+// Copies share the stream. psae::error where there is no GPU, no driver or one that is too old.
+class cuda {
+public:
+    static constexpr space memory = space::device;
+
+    explicit cuda(int number = 0) : of_(std::make_shared<context>(number)) {}
+
+    cudaStream_t stream() const { return of_->stream; }
+    cublasLtHandle_t blas() const { return of_->blas; }
+    // Scratch memory of cuBLAS, for one product at a time of this stream.
+    void* workspace() const { return of_->workspace; }
+    static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
+    int multiprocessors() const { return of_->properties.multiProcessorCount; }
+    std::size_t l2_bytes() const { return static_cast<std::size_t>(of_->properties.l2CacheSize); }
+    const char* name() const { return of_->properties.name; }
+    // Waits until all that was asked for is done; errors of kernels are thrown here at the latest.
+    void synchronise() const { detail::check(cudaStreamSynchronize(stream()), "synchronise"); }
+
+    precision products = precision::fp32;
+
+private:
+    struct context {
+        explicit context(int number) {
+            int count = 0;
+            const cudaError_t status = cudaGetDeviceCount(&count);
+            if (status != cudaSuccess || count == 0)
+                throw error("no GPU can be used", "CUDA", status == cudaSuccess ? "no device" : cudaGetErrorString(status),
+                            "run on the CPU, or look at what nvidia-smi says");
+            if (number < 0 || number >= count)
+                throw error("no such GPU", "CUDA device " + std::to_string(number),
+                            "there are " + std::to_string(count));
+            detail::check(cudaSetDevice(number), "CUDA device");
+            detail::check(cudaGetDeviceProperties(&properties, number), "CUDA device");
+            detail::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "CUDA stream");
+            detail::check(cublasLtCreate(&blas), "cuBLAS");
+            detail::check(cudaMalloc(&workspace, workspace_bytes), "workspace of cuBLAS");
+        }
+        context(const context&) = delete;
+        context& operator=(const context&) = delete;
+        ~context() {
+            cudaStreamSynchronize(stream);
+            cudaFree(workspace);
+            cublasLtDestroy(blas);
+            cudaStreamDestroy(stream);
+        }
+        cudaDeviceProp properties{};
+        cudaStream_t stream = nullptr;
+        cublasLtHandle_t blas = nullptr;
+        void* workspace = nullptr;
+    };
+    std::shared_ptr<context> of_;
+};
+
+// Starts kernel<<<blocks, threads, shared_bytes>>>(arguments...) on the device's stream; nothing for no blocks. The
+// arguments are converted to the kernel's parameters. blocks: x, up to 2^31 - 1, and y.
+template <class... Parameters, class... Arguments>
+void launch(const cuda& device, void (*kernel)(Parameters...), dim3 blocks, unsigned threads, std::size_t shared_bytes,
+            const Arguments&... arguments) {
+    if (blocks.x == 0 || blocks.y == 0) return;
+    constexpr std::size_t shared_without_asking = std::size_t{48} << 10;
+    if (shared_bytes > shared_without_asking)
+        detail::check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+                      "shared memory of a kernel");
+    cudaLaunchConfig_t configuration{};
+    configuration.gridDim = blocks;
+    configuration.blockDim = dim3(threads);
+    configuration.dynamicSmemBytes = shared_bytes;
+    configuration.stream = device.stream();
+    detail::check(cudaLaunchKernelEx(&configuration, kernel, static_cast<Parameters>(arguments)...), "kernel");
+}
+
+namespace detail {
+
+// How many blocks of `each` make up count.
+inline unsigned blocks_of(std::size_t count, std::size_t each) { return static_cast<unsigned>((count + each - 1) / each); }
+
+}  // namespace detail
+
+// Copies between host and device in the order of the stream. Host memory that is not pinned is read before the call
+// returns; `read` waits for its result.
+template <class T>
+void upload(const cuda& device, T* to, const T* from, std::size_t count) {
+    detail::check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyHostToDevice, device.stream()), "upload");
+}
+template <class T>
+void download(const cuda& device, T* to, const T* from, std::size_t count) {
+    detail::check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, device.stream()), "download");
+    device.synchronise();
+}
+
+}  // namespace psae
