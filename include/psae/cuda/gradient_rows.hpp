@@ -95,7 +95,8 @@ __device__ void add_gradient_elements(row_pack<T, width>& sum, const gradient_pa
     for (unsigned m = 0; m < g.multiple_count; ++m) {
         const auto& multiple = g.multiples[m];
         const T divisor = multiple.divisor[f];
-        if (divisor != 0) add_multiple(sum, multiple.slope[f] / divisor, load_pack<width>(multiple.rows + f * cols + c));
+        if (divisor != 0)
+            add_multiple(sum, multiple.slope[f] / divisor, load_pack<width>(multiple.rows + f * cols + c));
     }
 }
 

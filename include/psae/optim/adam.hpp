@@ -24,19 +24,27 @@ struct adam {
     }
 };
 
-// One row of parameters w with gradient g and moments m, v; n elements.
+// Adam's update in T.
 template <class T>
-void adam_update(const adam::factors& f, T* w, T* m, T* v, const T* g, std::size_t n) {
-    const T b1 = static_cast<T>(f.beta1), b2 = static_cast<T>(f.beta2), eps = static_cast<T>(f.epsilon);
-    const T c1 = static_cast<T>(1 - f.beta1), c2 = static_cast<T>(1 - f.beta2);
-    const T step = static_cast<T>(f.step_size), inverse_root = static_cast<T>(1 / f.root_of_correction);
-#pragma omp simd
-    for (std::size_t i = 0; i < n; ++i) {
-        m[i] = b1 * m[i] + c1 * g[i];
-        v[i] = b2 * v[i] + c2 * g[i] * g[i];
-        w[i] -= step * m[i] / (std::sqrt(v[i]) * inverse_root + eps);
+struct adam_update {
+    T b1, b2, c1, c2, eps, step, inverse_root;
+
+    PSAE_FN explicit adam_update(const adam::factors& f)
+        : b1(static_cast<T>(f.beta1)),
+          b2(static_cast<T>(f.beta2)),
+          c1(static_cast<T>(1 - f.beta1)),
+          c2(static_cast<T>(1 - f.beta2)),
+          eps(static_cast<T>(f.epsilon)),
+          step(static_cast<T>(f.step_size)),
+          inverse_root(static_cast<T>(1 / f.root_of_correction)) {}
+
+    // One parameter w with gradient g and moments m, v.
+    PSAE_FN void operator()(T& w, T& m, T& v, T g) const {
+        m = b1 * m + c1 * g;
+        v = b2 * v + c2 * g * g;
+        w -= step * m / (std::sqrt(v) * inverse_root + eps);
     }
-}
+};
 
 enum class schedule { constant, linear, cosine };
 
