@@ -9,16 +9,13 @@
 #include <omp.h>
 
 #include <psae/core/arena.hpp>
+#include <psae/core/precision.hpp>
 
 namespace psae {
 
 // Whether encoders screen pre-activations by a product of bf16 before they compute those that matter in float. The codes
 // are the same to the rounding of float.
 enum class screening { where_faster, never, always };
-
-// Of the products of dense codes in training: in bf16 with sums in float, several times faster on machines with
-// instructions for it, or in float. Weights, moments and everything else are float; sparse codes are exact in either.
-enum class precision { fp32, bf16 };
 
 struct cpu {
     static constexpr space memory = space::host;
@@ -39,6 +36,8 @@ struct cpu {
 
     int threads;
     psae::screening screening = psae::screening::where_faster;
+    // Of the products of dense codes in training. Weights, moments and everything else are float; sparse codes are exact
+    // in any.
     precision products = precision::fp32;
 
 private:

@@ -7,37 +7,13 @@
 
 #include <psae/core/arena.hpp>
 #include <psae/cpu/backend.hpp>
-#include <psae/expr/node.hpp>
+#include <psae/expr/evaluation.hpp>
 
 namespace psae {
 
 namespace detail {
 
-// Codes have values at their entries only; position by position they would read as zeros.
-template <class E>
-constexpr void refuse_codes() {
-    static_assert(!over_codes<E>, "psae: codes are not dense: sum(...) or decode(...) them first");
-}
-
 inline constexpr std::size_t reduction_rows = 64;  // rows of one partial sum
-
-// True if evaluating `n` into [begin, end) reads that memory at other positions than the one being written.
-template <class N>
-bool reads_elsewhere(const N& n, const void* begin, const void* end) {
-    if constexpr (requires { n.data; }) {  // a view, or a leaf that is one
-        const void *first = n.data, *last = n.data + n.size();
-        const bool overlaps = first < end && begin < last;
-        return overlaps && !(first == begin && last == end);
-    } else if constexpr (requires { n.argument; }) {  // stop_gradient
-        return reads_elsewhere(n.argument, begin, end);
-    } else if constexpr (requires { n.arguments; }) {
-        return reads_elsewhere(n.arguments, begin, end);
-    } else if constexpr (requires { n.first; }) {  // the pack of arguments of a map_node
-        return reads_elsewhere(n.first, begin, end) || reads_elsewhere(n.rest, begin, end);
-    } else {
-        return false;
-    }
-}
 
 }  // namespace detail
 
@@ -46,14 +22,7 @@ bool reads_elsewhere(const N& n, const void* begin, const void* end) {
 // temporary).
 template <class T, class Shape, node E>
 void assign(cpu& device, view<T, Shape> out, const E& e, write mode = write::overwrite) {
-    detail::refuse_codes<E>();
-    using broadcast_shape = detail::broadcast_t<Shape, typename E::shape_type>;
-    static_assert(compatible_shapes<broadcast_shape, Shape>,
-                  "psae: the expression is larger than what it is assigned to");
-    require_same_shape(detail::broadcast(out.shape(), e.shape()), out.shape(), "assignment");
-    if (detail::reads_elsewhere(e, out.data, out.data + out.size()))
-        throw error("an expression reads the memory it is written to at other positions", "assignment", "",
-                    "assign to another tensor first");
+    detail::require_assignable(out, e);
     const std::size_t rows = out.rows(), cols = out.cols();
     constexpr std::size_t block = 4096;  // columns of one task, so that a single long row is shared as well
     const std::size_t tasks_per_row = (cols + block - 1) / block;
