@@ -48,6 +48,16 @@ struct row_threads {
     unsigned of_block() const { return threads * rows; }
 };
 
+// Where a thread works: its row, counted over the blocks along x, and its place among the threads of the row.
+struct row_place {
+    std::size_t row;
+    unsigned thread;
+};
+__device__ inline row_place place_in_rows(unsigned threads_of_row) {
+    const unsigned row = threadIdx.x / threads_of_row;
+    return {std::size_t{blockIdx.x} * (blockDim.x / threads_of_row) + row, threadIdx.x - row * threads_of_row};
+}
+
 // The sum over the threads of a row, in a fixed order. Called by all threads of the block; each gets that of its row.
 template <class T>
 __device__ T sum_of_row(T value, unsigned threads_of_row) {

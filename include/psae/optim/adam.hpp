@@ -29,7 +29,7 @@ template <class T>
 struct adam_update {
     T b1, b2, c1, c2, eps, step, inverse_root;
 
-    PSAE_FN explicit adam_update(const adam::factors& f)
+    explicit adam_update(const adam::factors& f)
         : b1(static_cast<T>(f.beta1)),
           b2(static_cast<T>(f.beta2)),
           c1(static_cast<T>(1 - f.beta1)),
