@@ -76,12 +76,12 @@ public:
     }
     constexpr PSAE_FN std::size_t size() const {
         std::size_t product = 1;
-        for (std::size_t i = 0; i < rank; ++i) product *= extent(i);
+        for (std::size_t i = 0; i != rank; ++i) product *= extent(i);
         return product;
     }
     constexpr PSAE_FN std::size_t rows() const {
         std::size_t product = 1;
-        for (std::size_t i = 0; i + 1 < rank; ++i) product *= extent(i);
+        for (std::size_t left = rank; left > 1; --left) product *= extent(rank - left);
         return product;
     }
     constexpr PSAE_FN std::size_t cols() const {
@@ -90,7 +90,7 @@ public:
     }
 
     friend constexpr bool operator==(const shape& a, const shape& b) {
-        for (std::size_t i = 0; i < rank; ++i)
+        for (std::size_t i = 0; i != rank; ++i)
             if (a.extent(i) != b.extent(i)) return false;
         return true;
     }
@@ -101,23 +101,31 @@ private:
 
 namespace detail {
 
+// No specialisation that is constrained by the lengths of packs: nvcc 13 loses such.
 template <class A, class B>
-inline constexpr bool same_extents = false;
-template <std::size_t... A, std::size_t... B>
-requires(sizeof...(A) == sizeof...(B)) inline constexpr bool same_extents<shape<A...>, shape<B...>> =
-    ((A == B || A == dyn || B == dyn) && ...);
+constexpr bool same_extents() {
+    if constexpr (A::rank != B::rank) {
+        return false;
+    } else {
+        for (std::size_t i = 0; i != A::rank; ++i) {
+            const std::size_t a = A::static_extent(i), b = B::static_extent(i);
+            if (a != b && a != dyn && b != dyn) return false;
+        }
+        return true;
+    }
+}
 
 }  // namespace detail
 
 // True if the two shapes can be equal at run time: same rank, no static extent in contradiction.
 template <class A, class B>
-inline constexpr bool compatible_shapes = detail::same_extents<A, B>;
+inline constexpr bool compatible_shapes = detail::same_extents<A, B>();
 
 // "[8, 197, 768]", for messages.
 template <std::size_t... N>
 std::string to_string(const shape<N...>& s) {
     std::string text = "[";
-    for (std::size_t i = 0; i < sizeof...(N); ++i) {
+    for (std::size_t i = 0; i != sizeof...(N); ++i) {
         if (i != 0) text += ", ";
         text += std::to_string(s.extent(i));
     }
@@ -128,7 +136,7 @@ std::string to_string(const shape<N...>& s) {
 template <class A, class B>
 void require_same_shape(const A& a, const B& b, const char* where) {
     static_assert(compatible_shapes<A, B>, "psae: these two shapes can never be equal");
-    for (std::size_t i = 0; i < A::rank; ++i)
+    for (std::size_t i = 0; i != A::rank; ++i)
         if (a.extent(i) != b.extent(i)) throw error("shapes differ", where, to_string(a) + " against " + to_string(b));
 }
 

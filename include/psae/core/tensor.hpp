@@ -69,7 +69,7 @@ private:
     template <class To>
     static To convert_shape(const Shape& from) {
         std::size_t extents_of_from[Shape::rank + 1] = {};
-        for (std::size_t i = 0; i < Shape::rank; ++i) {
+        for (std::size_t i = 0; i != Shape::rank; ++i) {
             extents_of_from[i] = from.extent(i);
             if (To::static_extent(i) != dyn && To::static_extent(i) != from.extent(i))
                 throw error("view has another shape than the type it is converted to", "", "found " + to_string(from));

@@ -53,6 +53,22 @@ template <class N>
 requires requires { N::is_over_codes; }
 inline constexpr bool over_codes<N> = N::is_over_codes;
 
+namespace detail {
+
+template <class N, space Space>
+constexpr bool leaf_stands_in() {
+    if constexpr (requires { N::is_anywhere; }) return true;
+    else if constexpr (requires { N::memory; }) return N::memory == Space;
+    else return true;
+}
+
+}  // namespace detail
+
+// True if no leaf of the expression stands in other memory. (The memory of a parameter is that of the tape it is used
+// on.)
+template <class N, space Space>
+inline constexpr bool stands_in = detail::leaf_stands_in<N, Space>();
+
 // The same number everywhere.
 template <class T>
 struct constant_node {
@@ -82,38 +98,35 @@ constexpr std::size_t merge_extent(std::size_t i, shape<A...>, shape<B...>) {
     return i + 1 == sizeof...(A) ? merge_extents(a, b) : merge_leading(a, b);
 }
 
+template <std::size_t... I, class A, class B>
+auto merge_shapes(std::index_sequence<I...>, A, B) {
+    static_assert(((merge_extent(I, A{}, B{}) != 0) && ...), "psae: these two shapes do not broadcast: extents differ");
+    return shape<merge_extent(I, A{}, B{})...>{};
+}
+
+// The cases are told apart by ranks: nvcc 13 loses specialisations that are constrained by the lengths of packs.
 template <class A, class B>
 struct broadcast_shapes {
     static_assert(A::rank == B::rank,
                   "psae: these two shapes do not broadcast: ranks differ (only scalars and rank-1 rows do)");
+    using type = decltype(merge_shapes(std::make_index_sequence<A::rank>(), A{}, B{}));
 };
-template <std::size_t... A, std::size_t... B>
-requires(sizeof...(A) == sizeof...(B)) struct broadcast_shapes<shape<A...>, shape<B...>> {
-    template <std::size_t... I>
-    static auto merge(std::index_sequence<I...>) {
-        static_assert(((merge_extent(I, shape<A...>{}, shape<B...>{}) != 0) && ...),
-                      "psae: these two shapes do not broadcast: extents differ");
-        return shape<merge_extent(I, shape<A...>{}, shape<B...>{})...>{};
-    }
-    using type = decltype(merge(std::make_index_sequence<sizeof...(A)>()));
-};
-template <std::size_t A, std::size_t B, std::size_t... C>
-requires(sizeof...(C) > 0) struct broadcast_shapes<shape<A>, shape<B, C...>> {
-    static_assert(merge_extents(A, shape<B, C...>::static_cols) != 0,
+template <class A, class B>
+requires(A::rank == 1 && B::rank > 1) struct broadcast_shapes<A, B> {
+    static_assert(merge_extents(A::static_cols, B::static_cols) != 0,
                   "psae: a row does not broadcast over this shape: last extents differ");
-    using type = shape<B, C...>;
+    using type = B;
 };
-template <std::size_t A, std::size_t B, std::size_t... C>
-requires(sizeof...(C) > 0) struct broadcast_shapes<shape<B, C...>, shape<A>>
-    : broadcast_shapes<shape<A>, shape<B, C...>> {
+template <class A, class B>
+requires(A::rank > 1 && B::rank == 1) struct broadcast_shapes<A, B> : broadcast_shapes<B, A> {
 };
-template <std::size_t... B>
-requires(sizeof...(B) > 0) struct broadcast_shapes<shape<>, shape<B...>> {
-    using type = shape<B...>;
+template <class A, class B>
+requires(A::rank == 0 && B::rank > 0) struct broadcast_shapes<A, B> {
+    using type = B;
 };
-template <std::size_t... A>
-requires(sizeof...(A) > 0) struct broadcast_shapes<shape<A...>, shape<>> {
-    using type = shape<A...>;
+template <class A, class B>
+requires(A::rank > 0 && B::rank == 0) struct broadcast_shapes<A, B> {
+    using type = A;
 };
 
 template <class A, class B>
@@ -124,9 +137,9 @@ template <class A, class B>
 broadcast_t<A, B> broadcast(const A& a, const B& b) {
     using result = broadcast_t<A, B>;
     std::size_t extents[result::rank + 1] = {};
-    for (std::size_t i = 0; i < result::rank; ++i) {
+    for (std::size_t i = 0; i != result::rank; ++i) {
         const std::size_t from_end = result::rank - 1 - i;
-        const bool in_a = from_end < A::rank, in_b = from_end < B::rank;
+        const bool in_a = from_end + 1 <= A::rank, in_b = from_end + 1 <= B::rank;
         const std::size_t ia = A::rank - 1 - from_end, ib = B::rank - 1 - from_end;
         const std::size_t ea = in_a ? a.extent(ia) : 1, eb = in_b ? b.extent(ib) : 1;
         const bool a_broadcasts = !in_a || (from_end == 0 && A::static_extent(ia) == 1),
@@ -190,6 +203,9 @@ private:
     }
 };
 
+template <class F, class... A, space Space>
+inline constexpr bool stands_in<map_node<F, A...>, Space> = (stands_in<A, Space> && ...);
+
 // The value as it is, its gradient zero: the `detach` of other frameworks.
 template <class A>
 struct stopped_node {
@@ -203,6 +219,8 @@ struct stopped_node {
         return argument.load(p);
     }
 };
+template <class A, space Space>
+inline constexpr bool stands_in<stopped_node<A>, Space> = stands_in<A, Space>;
 
 // What an operand becomes inside an expression. Types that own or stand for memory add overloads.
 template <node N>
