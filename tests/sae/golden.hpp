@@ -11,6 +11,7 @@
 #include <psae/io/numpy.hpp>
 #include <psae/psae.hpp>
 
+#include "../backend.hpp"
 #include "../difference.hpp"
 
 namespace golden {
@@ -60,37 +61,56 @@ template <class Variant>
 evaluation evaluate(Variant& sae, const std::vector<float>& x, const std::vector<std::uint32_t>& dead,
                     const float* weights = nullptr, const std::vector<float>& y = {}) {
     using namespace psae;
-    cpu device;
-    arena<> scratch;
-    tape<cpu> t(device, scratch, mode::train);
+    backend device;
+    arena<backend_memory> scratch;
+    arena<> records;
+    parameter_copies copies(sae, device);
+    const auto standing_in = copies.stand_in();
+    tape<backend> t(device, scratch, records, mode::train);
     t.form = codes_form::entries;
     sae.each_parameter([&](const char*, auto& p) { t.collect(p); });
-    const std::size_t n = x.size() / sae.inputs(), dead_count = dead.size();
-    const view<const float, shape<dyn, dyn>> tokens{x.data(), shape<dyn, dyn>{n, sae.inputs()}},
-        targets{y.data(), shape<dyn, dyn>{n, y.size() / n}};
-    const training_state now{{dead.data(), &dead_count}, dead_count > 0, weights, 0, 0, random_stream(0)};
-    const auto loss = [&] {
+    const std::size_t n = x.size() / sae.inputs();
+    const auto x_there = on_backend(device, x), y_there = on_backend(device, y);
+    const auto dead_there = on_backend(device, dead);
+    const auto dead_count = on_backend(device, std::vector<std::size_t>{dead.size()});
+    const auto weights_there =
+        on_backend(device, weights == nullptr ? std::vector<float>{} : std::vector<float>(weights, weights + n));
+    const const_view<float, shape<dyn, dyn>, backend_memory> tokens{x_there.data(), shape<dyn, dyn>{n, sae.inputs()}},
+        targets{y_there.data(), shape<dyn, dyn>{n, y.size() / n}};
+    const training_state now{{dead_there.data(), dead_count.data(), dead.size()},
+                             !dead.empty(),
+                             weights == nullptr ? nullptr : weights_there.data(),
+                             0,
+                             0,
+                             random_stream(0)};
+    const auto loss = psae::evaluate([&] {
         if constexpr (requires { sae.loss(t.input(tokens), t.input(targets), now); })
             return sae.loss(t.input(tokens), t.input(targets), now);
         else return sae.loss(t.input(tokens), now);
-    }();
+    }());
     t.run();
     backward(t, loss);
-    evaluation r{double(loss.load(position{})), {}, {}, std::vector<float>(n * sae.latents()), {}};
+    evaluation r{double(read(device, loss.data)), {}, {}, std::vector<float>(n * sae.latents()), {}};
     t.each_term([&](const char* name, double value) { r.terms[name] = value; });
     sae.each_parameter([&](const char* name, auto& p) {
-        r.gradients[name].resize(p.size());
-        read_gradient(p, r.gradients[name].data());
+        using S = typename std::remove_cvref_t<decltype(p)>::shape_type;
+        const std::size_t cols = S::rank == 1 ? 1 : p.shape().cols();
+        float* rows = scratch.template allocate<float>(p.size());
+        fill(device, rows, p.size(), 0.0f);
+        add_gradient_rows(device, *p.gradient, 0, p.size() / cols, cols, rows);
+        r.gradients[name] = on_host(device, rows, p.size());
         p.gradient = nullptr;
     });
     const auto& codes = *static_cast<const codes_record<float>*>(t.main_codes);
     const auto& z = codes.entries;
+    const auto offsets = on_host(device, z.offsets, n + 1);
+    const auto latent = on_host(device, z.latent, offsets[n]);
+    const auto value = on_host(device, z.value, offsets[n]);
     for (std::size_t token = 0; token < n; ++token)
-        for (std::size_t i = z.offsets[token]; i < z.offsets[token + 1]; ++i)
-            r.z[token * z.latents + z.latent[i]] = z.value[i];
-    const float* x_hat = static_cast<const float*>(t.reconstruction);
-    r.x_hat.assign(x_hat, x_hat + n * sae.outputs());
-    if constexpr (requires { sae.after_step(codes); }) sae.after_step(codes);
+        for (std::size_t i = offsets[token]; i < offsets[token + 1]; ++i) r.z[token * z.latents + latent[i]] = value[i];
+    r.x_hat = on_host(device, static_cast<const float*>(t.reconstruction), n * sae.outputs());
+    if constexpr (requires(const step_codes& of_step) { sae.after_step(of_step); })
+        sae.after_step({n, latent.size(), double(read(device, codes.least_rank))});
     return r;
 }
 

@@ -43,20 +43,26 @@ TEST_CASE("PatchSAE: training trajectories equal the reference's") {
         patchsae<> sae(16, 64);
         golden::set_parameters(sae, inputs, "W_dec_raw");
         sae.dead_latents.enabled = ghost;
-        cpu device;
-        trainer<patchsae<>> run(sae, {.lr = 4e-4, .warmup_steps = 5, .dead_after = 3, .frequency_window = 8}, device);
+        backend device;
+        trainer<patchsae<>, backend> run(sae, {.lr = 4e-4, .warmup_steps = 5, .dead_after = 3, .frequency_window = 8},
+                                         device);
         for (std::size_t step = 0; step < 20; ++step) {
             INFO("ghost " << ghost << ", step " << step);
-            const view<const float, shape<dyn, dyn>> x{batches.data() + step * 640, shape<dyn, dyn>{40, 16}};
-            const auto m = run.step(x);
+            const auto batch = on_backend(device, std::vector<float>(batches.begin() + std::ptrdiff_t(step) * 640,
+                                                                     batches.begin() + std::ptrdiff_t(step + 1) * 640));
+            const auto m =
+                run.step(const_view<float, shape<dyn, dyn>, backend_memory>{batch.data(), shape<dyn, dyn>{40, 16}});
+            run.read_parameters();
+            const auto since_fired = run.since_fired();
+            const auto activation_count = run.activation_count();
             CHECK(m.lr == Approx(golden::floats(want, "lr")[step]).epsilon(1e-6));
             CHECK(m.loss == Approx(golden::floats(want, "loss")[step]).epsilon(1e-5));
             CHECK(std::lround(m.dead_fraction * 64) == std::lround(golden::floats(want, "dead")[step]));
             const auto since = golden::floats(want, "since_fired");
             const auto frequency = golden::floats(want, "act_freq");
             for (std::size_t f = 0; f < 64; ++f) {
-                CHECK(float(run.since_fired()[f]) == since[step * 64 + f]);
-                CHECK(float(run.activation_count()[f]) == frequency[step * 64 + f]);
+                CHECK(float(since_fired[f]) == since[step * 64 + f]);
+                CHECK(float(activation_count[f]) == frequency[step * 64 + f]);
             }
             const std::string prefix = "step" + std::to_string(step + 1) + "_";
             if (!want.contains(prefix + "W_enc")) continue;

@@ -51,12 +51,9 @@ outcome encoded(const problem& p, const Activation& activation, screening how, i
     outcome o;
     const std::size_t count = p.among.size();
     const latent_set among{p.among.data(), &count};
-    const auto run = [&] {
-        return encode(device, scratch, z, p.x.data(), p.tokens, p.d, p.W.data(), p.b.data(), p.latents, activation,
-                      count == 0 ? nullptr : &among);
-    };
-    if constexpr (detail::selects_per_batch<Activation>) o.least = run();
-    else run();
+    encode(device, scratch, z, p.x.data(), p.tokens, p.d, p.W.data(), p.b.data(), p.latents, activation,
+           count == 0 ? nullptr : &among, &o.least);
+    REQUIRE(z.room == z.entries());
     o.offsets.assign(z.offsets, z.offsets + p.tokens + 1);
     o.latent.assign(z.latent, z.latent + z.entries());
     o.value.assign(z.value, z.value + z.entries());

@@ -48,6 +48,20 @@ private:
     }
 };
 
+// What backends have for memory of their own: between it and the host's, and to look at one number in it.
+template <class T>
+void upload(const cpu&, T* to, const T* from, std::size_t count) {
+    std::copy_n(from, count, to);
+}
+template <class T>
+void download(const cpu&, T* to, const T* from, std::size_t count) {
+    std::copy_n(from, count, to);
+}
+template <class T>
+T read(const cpu&, const T* from) {
+    return *from;
+}
+
 // Calls task(i, scratch) for i in [0, count) in parallel, each thread with `elements` of scratch memory of its own.
 template <class T, class Task>
 void parallel_with_scratch(const cpu& device, arena<>& scratch, std::size_t count, std::size_t elements,

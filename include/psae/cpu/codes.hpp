@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <numeric>
 #include <utility>
 
 #include <psae/core/arena.hpp>
-#include <psae/cpu/backend.hpp>
+#include <psae/cpu/pointwise.hpp>
 #include <psae/grad/tape.hpp>
 
 namespace psae {
@@ -189,6 +190,15 @@ void sparse_decode_adjoint(cpu& device, T* out, const codes_view<T>& z, const T*
     });
 }
 
+// out[t, :] = bias, or 0 if it is null: what tiles are decoded onto. out: [n, d]. Rows of bias are bias_stride apart, 0
+// for a single one.
+template <class T>
+void decode_start(cpu& device, T* out, std::size_t tokens, std::size_t d, const T* bias, std::size_t bias_stride) {
+    detail::each_token(device, tokens, [&](std::size_t t) {
+        for (std::size_t c = 0; c < d; ++c) out[t * d + c] = bias == nullptr ? T(0) : bias[t * bias_stride + c];
+    });
+}
+
 // norms[r] = Euclidean norm of row r of W. W: [rows, d].
 template <class T>
 void row_norms(cpu& device, T* norms, const T* W, std::size_t rows, std::size_t d) {
@@ -224,19 +234,37 @@ void keep_strongest(cpu& device, arena<>& scratch, T* out, const codes_view<T>& 
     scratch.release_to(mark);
 }
 
-// leaf[place(token, latent)] += e over all entries. Sequential: several entries may have one place.
-template <class T, class E, class Place>
-void add_at_places(T* leaf, const codes_view<T>& z, const E& e, const Place& place) {
-    for (std::size_t t = 0; t < z.tokens; ++t)
-        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
-            leaf[place(t, z.latent[i])] += e.load(codes_position<T>{t, z.latent[i], z.value[i], i});
+namespace detail {
+
+// f(position) for every entry of token t, in order.
+template <class T, class F>
+void each_entry(const codes_view<T>& z, std::size_t t, const F& f) {
+    for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) f(codes_position<T>{t, z.latent[i], z.value[i], i});
 }
-template <class T, class E, class Place>
-void add_at_places(T* leaf, const codes_tile<T>& z, const E& e, const Place& place) {
-    for (std::size_t t = 0; t < z.tokens; ++t)
-        for (std::size_t j = 0; j < z.count; ++j)
-            if (const T value = z.value[t * z.count + j]; z.has(value))
-                leaf[place(t, z.first + j)] += e.load(codes_position<T>{t, z.first + j, value, t * z.count + j});
+template <class T, class F>
+void each_entry(const codes_tile<T>& z, std::size_t t, const F& f) {
+    for (std::size_t i = t * z.count; i < (t + 1) * z.count; ++i)
+        if (z.has(z.value[i])) f(codes_position<T>{t, z.first + (i - t * z.count), z.value[i], i});
+}
+
+}  // namespace detail
+
+// Adds e over all entries to a leaf of this shape, whose last extent is cols: to a single number, to one for each token,
+// or at (token, latent). z: entries or a tile.
+template <class Shape, class T, class Codes, class E>
+void add_to_leaf(cpu& device, arena<>& scratch, T* leaf, std::size_t cols, const Codes& z, const E& e) {
+    constexpr bool is_column = Shape::static_cols == 1;
+    static_assert(Shape::rank != 1 || is_column, "psae: numbers by latent are sums of their own");
+    const auto mark = scratch.position();
+    T* sums = Shape::rank > 1 ? leaf : scratch.allocate<T>(z.tokens);  // by token
+    if constexpr (Shape::rank <= 1) std::fill_n(sums, z.tokens, T(0));
+    detail::each_token(device, z.tokens, [&](std::size_t t) {
+        detail::each_entry(z, t, [&](codes_position<T> p) {
+            sums[Shape::rank <= 1 || is_column ? t : t * cols + p.col] += e.load(p);
+        });
+    });
+    if constexpr (Shape::rank <= 1) *leaf += std::accumulate(sums, sums + z.tokens, T(0));
+    scratch.release_to(mark);
 }
 
 // leaf[f] += sum over the entries of latent f of e. leaf: [d_sae].
@@ -278,6 +306,46 @@ void latent_sums(cpu& device, T* sums, const codes_view<T>& z, const T* weights)
             sums[f] = sum;
         }
     });
+}
+
+// fired[f] = number of entries of latent f that are not 0. fired: [d_sae]. With or without a latent-major view.
+template <class T>
+void count_active(cpu& device, arena<>&, std::uint32_t* fired, const codes_view<T>& z) {
+    if (z.latent_offsets == nullptr) {
+        std::fill_n(fired, z.latents, std::uint32_t{0});
+        for (std::size_t i = 0; i < z.entries(); ++i) fired[z.latent[i]] += z.value[i] != 0;
+        return;
+    }
+    device.parallel_for((z.latents + detail::latent_block - 1) / detail::latent_block, [&](std::size_t b) {
+        for (std::size_t f = b * detail::latent_block; f < std::min(z.latents, (b + 1) * detail::latent_block); ++f) {
+            std::uint32_t active = 0;
+            for (std::size_t j = z.latent_offsets[f]; j < z.latent_offsets[f + 1]; ++j)
+                active += z.value[z.entry_by_latent[j]] != 0;
+            fired[f] = active;
+        }
+    });
+}
+// The same for the latents of a tile. fired: [count].
+template <class T>
+void count_active(cpu& device, arena<>& scratch, std::uint32_t* fired, const codes_tile<T>& z) {
+    std::fill_n(fired, z.count, std::uint32_t{0});
+    detail::add_tile_column_sums(device, scratch, fired, z.tokens, z.count, [&](std::size_t t, std::uint32_t* sum) {
+        const T* value = z.value + t * z.count;
+#pragma omp simd
+        for (std::size_t j = 0; j < z.count; ++j) sum[j] += value[j] != 0;
+    });
+}
+
+// Those of the set with fired[f] == 0, ascending, and in *count their number. index: room for as many as the set has.
+inline void keep_silent(cpu&, std::uint32_t* index, std::size_t* count, latent_set set, const std::uint32_t* fired) {
+    *count = static_cast<std::size_t>(
+        std::copy_if(set.index, set.index + *set.count, index, [&](std::uint32_t f) { return fired[f] == 0; }) - index);
+}
+
+// *out = number of latents of the set.
+template <class T>
+void copy_size(cpu&, T* out, latent_set set) {
+    *out = static_cast<T>(*set.count);
 }
 
 // out[:] (+)= sum over latents of weight[f] * W[f, :]. out: [d]; latents of weight 0 are not read.

@@ -97,14 +97,14 @@ double active_share(cpu& device, arena<>& scratch, const T* x, std::size_t token
     T* some_b = scratch.allocate<T>(columns);
     T* tile = scratch.allocate<T>(rows * columns);
     auto* fired = scratch.allocate<std::uint32_t>(columns);
-    for (std::size_t i = 0; i < rows; ++i) std::copy_n(x + i * tokens / rows * d, d, some_x + i * d);
+    const spread_evenly tokens_of{tokens, rows}, latents_of{latents, columns};
+    for (std::size_t i = 0; i < rows; ++i) std::copy_n(x + tokens_of(i) * d, d, some_x + i * d);
     for (std::size_t j = 0; j < columns; ++j) {
-        std::copy_n(W + j * latents / columns * d, d, some_W + j * d);
-        some_b[j] = b[j * latents / columns];
+        std::copy_n(W + latents_of(j) * d, d, some_W + j * d);
+        some_b[j] = b[latents_of(j)];
     }
     encode_tile(device, scratch, tile, fired, static_cast<const T*>(some_x), rows, d, static_cast<const T*>(some_W),
-                static_cast<const T*>(some_b), columns, activation,
-                [=](std::size_t j) { return j * latents / columns; });
+                static_cast<const T*>(some_b), columns, activation, latents_of);
     std::size_t active = 0;
     for (std::size_t j = 0; j < columns; ++j) active += fired[j];
     scratch.release_to(mark);
@@ -113,7 +113,7 @@ double active_share(cpu& device, arena<>& scratch, const T* x, std::size_t token
 
 // Adds the latent-major view by a counting sort.
 template <class T>
-void add_latent_view(arena<>& scratch, codes_view<T>& z) {
+void add_latent_view(cpu&, arena<>& scratch, codes_view<T>& z) {
     const std::size_t nnz = z.entries();
     auto* offsets = scratch.allocate<std::size_t>(z.latents + 2);
     auto* tokens = scratch.allocate<std::uint32_t>(nnz);
@@ -212,6 +212,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
+    z.room = offsets[tokens];
 }
 
 // A latent that may be kept: its pre-activation lies between low and high, which are the same where it is known.
@@ -338,6 +339,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
+    z.room = offsets[tokens];
 }
 
 // Numbers of 16 bits that rise with a floating-point number, and the least number that has one.
@@ -351,12 +353,12 @@ inline float least_of_key(std::uint32_t key) {
 }
 
 // The same under a top-k of the whole batch: the entries with the largest ranks, activation.batch_entries(tokens) of
-// them at most; of equal ones those of lower latents, then of earlier tokens. Returns the least rank kept (0 if none
-// was).
+// them at most; of equal ones those of lower latents, then of earlier tokens. *least_rank = the least rank kept (0 if
+// none was), unless null.
 template <class T, class Pre, class Activation>
-requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
-                                                Pre& pre, const encoded_latents& latent_of,
-                                                const Activation& activation) {
+requires selects_per_batch<Activation>
+void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens, Pre& pre,
+            const encoded_latents& latent_of, const Activation& activation, T* least_rank) {
     struct batch_candidate : candidate<T> {
         std::uint32_t token;
     };
@@ -489,7 +491,8 @@ requires selects_per_batch<Activation> T select(cpu& device, arena<>& scratch, c
     z.offsets = offsets;
     z.latent = latent;
     z.value = value;
-    return least;
+    z.room = offsets[tokens];
+    if (least_rank != nullptr) *least_rank = least;
 }
 
 }  // namespace detail
@@ -507,26 +510,26 @@ bool screens(const cpu& device, const Activation& activation, std::size_t tokens
            !detail::screened_pre_activations::too_many(kept, tokens * latents);
 }
 
-// What encode returns: under a top-k of the whole batch the least rank kept.
-template <class T, class Activation>
-using encode_result = std::conditional_t<detail::selects_per_batch<Activation>, T, void>;
-
 // Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
-// `among` is null.
+// `among` is null. Under a top-k of the whole batch *least_rank becomes the least rank kept (0 if none was), unless
+// null.
 template <class T, class Activation>
-encode_result<T, Activation> encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens,
-                                    std::size_t d, const T* W, const T* b, std::size_t latents,
-                                    const Activation& activation, const latent_set* among) {
+void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
+            const T* b, std::size_t latents, const Activation& activation, const latent_set* among,
+            [[maybe_unused]] std::type_identity_t<T>* least_rank = nullptr) {
+    z = {};
     z.tokens = tokens;
     z.latents = latents;
     const detail::encoded_latents encoded(latents, among);
+    const auto select = [&](auto&& pre) {
+        if constexpr (detail::selects_per_batch<Activation>)
+            detail::select(device, scratch, z, tokens, pre, encoded, activation, least_rank);
+        else detail::select(device, scratch, z, tokens, pre, encoded, activation);
+    };
     if constexpr (std::is_same_v<T, float> && detail::is_rising<Activation>())
-        if (screens(device, activation, tokens, encoded.count, d)) {
-            detail::screened_pre_activations pre(device, scratch, x, tokens, d, W, b, encoded);
-            return detail::select(device, scratch, z, tokens, pre, encoded, activation);
-        }
-    detail::exact_pre_activations<T> pre(device, scratch, x, tokens, d, W, b, encoded);
-    return detail::select(device, scratch, z, tokens, pre, encoded, activation);
+        if (screens(device, activation, tokens, encoded.count, d))
+            return select(detail::screened_pre_activations(device, scratch, x, tokens, d, W, b, encoded));
+    select(detail::exact_pre_activations<T>(device, scratch, x, tokens, d, W, b, encoded));
 }
 
 }  // namespace psae

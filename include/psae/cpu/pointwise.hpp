@@ -17,6 +17,14 @@ inline constexpr std::size_t reduction_rows = 64;  // rows of one partial sum
 
 }  // namespace detail
 
+// p[i] = value for i < count.
+template <class T>
+void fill(const cpu& device, T* p, std::size_t count, T value) {
+    constexpr std::size_t block = std::size_t{1} << 16;
+    device.parallel_for((count + block - 1) / block,
+                        [&](std::size_t b) { std::fill(p + b * block, p + std::min(count, (b + 1) * block), value); });
+}
+
 // out = e or out += e at every position of `out`; e broadcasts to the shape of `out`.
 // Throws psae::error if e reads out's memory at other positions than the one written (there is never a silent
 // temporary).
@@ -52,7 +60,7 @@ void assign(cpu& device, tensor<T, Shape>& out, const E& e, write mode = write::
 // out[r] (+)= sum over columns c < cols of e(r, c). out: [n, 1].
 template <class T, node E>
 void row_sums(cpu& device, T* out, const E& e, std::size_t rows, std::size_t cols, write mode = write::overwrite) {
-    detail::refuse_codes<E>();
+    detail::require_dense<E, space::host>();
     constexpr std::size_t block = 16;
     device.parallel_for((rows + block - 1) / block, [=](std::size_t task) {
         for (std::size_t r = task * block; r < std::min(rows, (task + 1) * block); ++r) {
@@ -68,7 +76,7 @@ void row_sums(cpu& device, T* out, const E& e, std::size_t rows, std::size_t col
 template <class T, node E>
 void column_sums(cpu& device, arena<>& scratch, T* out, const E& e, std::size_t rows, std::size_t cols,
                  write mode = write::overwrite) {
-    detail::refuse_codes<E>();
+    detail::require_dense<E, space::host>();
     const auto mark = scratch.position();
     const std::size_t blocks = (rows + detail::reduction_rows - 1) / detail::reduction_rows;
     T* partial = scratch.allocate<T>(blocks * cols);
@@ -87,11 +95,11 @@ void column_sums(cpu& device, arena<>& scratch, T* out, const E& e, std::size_t 
     scratch.release_to(mark);
 }
 
-// The sum of e over rows x cols; blocks of rows are summed in double.
-template <node E>
-double total(cpu& device, arena<>& scratch, const E& e, std::size_t rows, std::size_t cols) {
-    detail::refuse_codes<E>();
-    using T = typename E::value_type;
+// *out (+)= factor * sum of e over rows x cols; blocks of rows are summed in double.
+template <class T, node E>
+void total(cpu& device, arena<>& scratch, T* out, const E& e, std::size_t rows, std::size_t cols, double factor = 1,
+           write mode = write::overwrite) {
+    detail::require_dense<E, space::host>();
     const auto mark = scratch.position();
     constexpr std::size_t block = 16;
     const std::size_t blocks = (rows + block - 1) / block;
@@ -101,7 +109,7 @@ double total(cpu& device, arena<>& scratch, const E& e, std::size_t rows, std::s
         for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) {
             T row = 0;
 #pragma omp simd reduction(+ : row)
-            for (std::size_t c = 0; c < cols; ++c) row += e.load(position{r, c});
+            for (std::size_t c = 0; c < cols; ++c) row += static_cast<T>(e.load(position{r, c}));
             sum += static_cast<double>(row);
         }
         partial[b] = sum;
@@ -109,7 +117,8 @@ double total(cpu& device, arena<>& scratch, const E& e, std::size_t rows, std::s
     double sum = 0;
     for (std::size_t b = 0; b < blocks; ++b) sum += partial[b];
     scratch.release_to(mark);
-    return sum;
+    const T scaled = static_cast<T>(factor * sum);
+    *out = mode == write::add ? *out + scaled : scaled;
 }
 
 }  // namespace psae

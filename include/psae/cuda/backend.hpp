@@ -89,7 +89,8 @@ private:
             int count = 0;
             const cudaError_t status = cudaGetDeviceCount(&count);
             if (status != cudaSuccess || count == 0)
-                throw error("no GPU can be used", "CUDA", status == cudaSuccess ? "no device" : cudaGetErrorString(status),
+                throw error("no GPU can be used", "CUDA",
+                            status == cudaSuccess ? "no device" : cudaGetErrorString(status),
                             "run on the CPU, or look at what nvidia-smi says");
             if (number < 0 || number >= count)
                 throw error("no such GPU", "CUDA device " + std::to_string(number),
@@ -138,12 +139,14 @@ void launch(const cuda& device, void (*kernel)(Parameters...), dim3 blocks, unsi
 namespace detail {
 
 // How many blocks of `each` make up count.
-inline unsigned blocks_of(std::size_t count, std::size_t each) { return static_cast<unsigned>((count + each - 1) / each); }
+inline unsigned blocks_of(std::size_t count, std::size_t each) {
+    return static_cast<unsigned>((count + each - 1) / each);
+}
 
 }  // namespace detail
 
-// Copies between host and device in the order of the stream. Host memory that is not pinned is read before the call
-// returns; `read` waits for its result.
+// Copies between host and device in the order of the stream. Host memory that is not pinned is read before `upload`
+// returns; `download` and `read`, which looks at one number, wait for their result.
 template <class T>
 void upload(const cuda& device, T* to, const T* from, std::size_t count) {
     detail::check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyHostToDevice, device.stream()), "upload");
@@ -152,6 +155,12 @@ template <class T>
 void download(const cuda& device, T* to, const T* from, std::size_t count) {
     detail::check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, device.stream()), "download");
     device.synchronise();
+}
+template <class T>
+T read(const cuda& device, const T* from) {
+    T value;
+    download(device, &value, from, 1);
+    return value;
 }
 
 }  // namespace psae

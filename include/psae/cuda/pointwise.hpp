@@ -156,13 +156,6 @@ __global__ void total_kernel(T* out, const double* partial, unsigned count, doub
     if (threadIdx.x == 0) *out = static_cast<T>(mode == write::add ? static_cast<double>(*out) + sum : sum);
 }
 
-// Codes and host memory are refused.
-template <class E>
-constexpr void require_device_expression() {
-    refuse_codes<E>();
-    static_assert(stands_in<E, space::device>, "psae: an expression of host memory cannot be evaluated on the GPU");
-}
-
 }  // namespace detail
 
 // out = e or out += e at every position of `out`; e broadcasts to the shape of `out`.
@@ -170,7 +163,6 @@ constexpr void require_device_expression() {
 // temporary).
 template <class T, class Shape, node E>
 void assign(const cuda& device, view<T, Shape, space::device> out, const E& e, write mode = write::overwrite) {
-    detail::require_device_expression<E>();
     detail::require_assignable(out, e);
     const std::size_t rows = out.rows(), cols = out.cols();
     const unsigned power = detail::columns_as_power(cols);
@@ -201,7 +193,7 @@ void fill(const cuda& device, T* p, std::size_t count, T value) {
 template <class T, node E>
 void row_sums(const cuda& device, T* out, const E& e, std::size_t rows, std::size_t cols,
               write mode = write::overwrite) {
-    detail::require_device_expression<E>();
+    detail::require_dense<E, space::device>();
     // A warp for a row, a block for a long one.
     const unsigned power = detail::columns_as_power(cols, cols < 2048 ? 5 : 8);
     launch(device, detail::row_sums_kernel<T, E>, detail::blocks_of(rows, detail::pointwise_threads >> power),
@@ -212,7 +204,7 @@ void row_sums(const cuda& device, T* out, const E& e, std::size_t rows, std::siz
 template <class T, node E>
 void column_sums(const cuda& device, arena<space::device>& scratch, T* out, const E& e, std::size_t rows,
                  std::size_t cols, write mode = write::overwrite) {
-    detail::require_device_expression<E>();
+    detail::require_dense<E, space::device>();
     constexpr std::size_t most_blocks = 256, least_rows = 16;
     const std::size_t share = (rows + most_blocks - 1) / most_blocks,
                       rows_of_block = share > least_rows ? share : least_rows;
@@ -229,8 +221,8 @@ void column_sums(const cuda& device, arena<space::device>& scratch, T* out, cons
 // *out (+)= factor times the sum of e over rows x cols, which is taken in double but along a row.
 template <class T, node E>
 void total(const cuda& device, arena<space::device>& scratch, T* out, const E& e, std::size_t rows, std::size_t cols,
-           double factor, write mode) {
-    detail::require_device_expression<E>();
+           double factor = 1, write mode = write::overwrite) {
+    detail::require_dense<E, space::device>();
     constexpr unsigned most_blocks = 1024, elements = 8;  // of a thread, if there are that many
     const unsigned power = detail::columns_as_power(cols), rows_of_block = detail::pointwise_threads >> power;
     const unsigned along_rows = detail::blocks_up_to(most_blocks, rows, elements * rows_of_block);

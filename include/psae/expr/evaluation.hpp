@@ -5,10 +5,12 @@
 
 namespace psae::detail {
 
-// Codes have values at their entries only; position by position they would read as zeros.
-template <class E>
-constexpr void refuse_codes() {
+// Refuses codes, which have values at their entries only (position by position they would read as zeros), and leaves
+// that stand in other memory.
+template <class E, space Space>
+constexpr void require_dense() {
     static_assert(!over_codes<E>, "psae: codes are not dense: sum(...) or decode(...) them first");
+    static_assert(stands_in<E, Space>, "psae: an expression mixes memory of the host and of a device");
 }
 
 // True if evaluating `n` into [begin, end) reads that memory at other positions than the one being written.
@@ -33,7 +35,7 @@ bool reads_elsewhere(const N& n, const void* begin, const void* end) {
 // other positions than the one written (there is never a silent temporary).
 template <class T, class Shape, space Space, node E>
 void require_assignable(const view<T, Shape, Space>& out, const E& e) {
-    refuse_codes<E>();
+    require_dense<E, Space>();
     static_assert(compatible_shapes<broadcast_t<Shape, typename E::shape_type>, Shape>,
                   "psae: the expression is larger than what it is assigned to");
     require_same_shape(broadcast(out.shape(), e.shape()), out.shape(), "assignment");

@@ -48,8 +48,7 @@ void add_to_gradient(Tape& t, gradient<T>& adjoint, const Shape& extents, const 
     const std::size_t rows = cotangent.shape().rows(), cols = cotangent.shape().cols();
     if constexpr ((Shape::rank == 0 && from::rank > 0) ||
                   (Shape::rank == 1 && Shape::static_cols == 1 && from::static_cols != 1)) {
-        const T sum = static_cast<T>(total(t.device(), t.arena(), cotangent, rows, cols));
-        *data = how == write::add ? *data + sum : sum;
+        total(t.device(), t.arena(), data, cotangent, rows, cols, 1.0, how);
     } else if constexpr (Shape::rank == 1 && from::rank > 1) {
         column_sums(t.device(), t.arena(), data, cotangent, rows, cols, how);
     } else if constexpr (Shape::rank > 1 && Shape::static_cols == 1 && from::rank > 1 && from::static_cols != 1) {
@@ -87,15 +86,12 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
         } else if constexpr (over_codes<G>) {
             using S = typename N::shape_type;
             auto* leaf = t.dense(*n.adjoint, n.size());
-            if (how == write::overwrite) std::fill_n(leaf, n.size(), 0);
+            using T = typename N::value_type;
+            if (how == write::overwrite) fill(t.device(), leaf, n.size(), T(0));
             with_form(*detail::codes_of(cotangent), [&](const auto& codes) {
                 if constexpr (S::rank == 1 && S::static_cols != 1)
                     add_latent_sums(t.device(), t.arena(), leaf, codes, cotangent);
-                else
-                    add_at_places(leaf, codes, cotangent, [cols = n.cols()](std::size_t token, std::size_t latent) {
-                        const std::size_t column = S::static_cols == 1 ? 0 : latent;
-                        return S::rank > 1 ? token * cols + column : column;
-                    });
+                else add_to_leaf<S>(t.device(), t.arena(), leaf, n.cols(), codes, cotangent);
             });
             n.adjoint->written = true;
         } else {

@@ -5,8 +5,8 @@
 // compile-time expressions. Nothing runs until `tape.run()`, which runs the stages in order; `backward(tape, loss)` runs
 // their adjoints in reverse. (With mode::infer every stage runs when it is called and nothing is kept for gradients.)
 // Since an encoder knows all that reads its codes before it runs, it may pass them on chunk by chunk instead of keeping
-// them. Values, adjoints and the records themselves live in the arena: a step allocates nothing once the arena has its
-// size.
+// them. Values and adjoints live in an arena of the backend's memory, the records in one of the host's (on the CPU it is
+// the same): a step allocates nothing once they have their size.
 
 #include <algorithm>
 #include <cstddef>
@@ -91,15 +91,13 @@ struct codes_support {
 template <class T>
 struct codes_record {
     codes_support<T>* support = nullptr;
-    codes_view<T> entries;               // empty in dense form
-    codes_tile<T> tile;                  // in dense form: the chunk at hand
-    std::uint32_t* fired = nullptr;      // [d_sae]: for how many tokens each latent is active
-    std::size_t tokens = 0, active = 0;  // number of tokens, and of active latents over all of them
-    T least_rank = 0;                    // of a top-k over the whole batch: the rank of the last entry that came in
+    codes_view<T> entries;           // empty in dense form
+    codes_tile<T> tile;              // in dense form: the chunk at hand
+    std::uint32_t* fired = nullptr;  // [d_sae]: for how many tokens each latent is active
+    std::size_t tokens = 0;
+    T* least_rank = nullptr;  // of a top-k over the whole batch: the rank of the last entry that came in
 
     bool dense() const { return support->dense; }
-    // Mean number of active latents per token.
-    double l0() const { return tokens == 0 ? 0 : static_cast<double>(active) / static_cast<double>(tokens); }
 };
 
 // Calls f with the form the codes are in.
@@ -109,8 +107,10 @@ void with_form(const codes_record<T>& z, const F& f) {
     else f(z.entries);
 }
 
-// A learned tensor. As an operand it is a view; on a tape in train mode its gradient is collected in `gradient`.
-template <class T, class Shape, space Space = space::host>
+// A learned tensor. As an operand it is a view; on a tape in train mode its gradient is collected in `gradient`. It
+// belongs to the host. A trainer on another device keeps a copy there, which stands in for it during a step: a variant's
+// loss is the same on all devices.
+template <class T, class Shape>
 struct parameter {
     using value_type = T;
     using shape_type = Shape;
@@ -118,12 +118,13 @@ struct parameter {
     parameter() = default;
     explicit parameter(const Shape& extents) : value(extents) {}
 
-    tensor<T, Shape, Space> value;
+    tensor<T, Shape> value;
+    T* on_device = nullptr;                     // set while the copy stands in
     parameter_gradient<T>* gradient = nullptr;  // set while a tape collects gradients
 
     const Shape& shape() const { return value.shape(); }
-    T* data() { return value.data(); }
-    const T* data() const { return value.data(); }
+    T* data() { return on_device != nullptr ? on_device : value.data(); }
+    const T* data() const { return on_device != nullptr ? on_device : value.data(); }
     std::size_t size() const { return value.size(); }
 };
 
@@ -142,14 +143,19 @@ struct variable : view<const T, Shape, Tape::memory> {
     psae::gradient<T>* adjoint;
     T* storage;
     std::size_t stage = 0;  // the number of the stage that makes it; 0 for inputs
+
+    // Its memory, for the stage that makes it, and its adjoint, once something has been added to it.
+    view<T, Shape, Tape::memory> result() const { return {storage, this->extents}; }
+    const_view<T, Shape, Tape::memory> cotangent() const { return {adjoint->data, this->extents}; }
 };
-template <class T, class Shape, space Space>
-struct parameter_node : view<const T, Shape, Space> {
-    static constexpr bool is_differentiable = true;
+// Its memory is that of the tape it is used on.
+template <class T, class Shape>
+struct parameter_node : view<const T, Shape> {
+    static constexpr bool is_differentiable = true, is_anywhere = true;
     parameter_gradient<T>* adjoint;
 };
-template <class T, class Shape, space Space>
-parameter_node<T, Shape, Space> as_node(const parameter<T, Shape, Space>& p) {
+template <class T, class Shape>
+parameter_node<T, Shape> as_node(const parameter<T, Shape>& p) {
     return {{p.data(), p.shape()}, p.gradient};
 }
 // Codes as an operand: stands for the value of the entry an expression is evaluated at.
@@ -167,8 +173,7 @@ struct codes_variable {
 
     // The memory of a gradient on this support: by entry, or of the tile at hand.
     T* gradient_data() const {
-        return owner->dense(*adjoint,
-                            codes->dense() ? tokens * codes->support->tile_latents : codes->entries.entries());
+        return owner->dense(*adjoint, codes->dense() ? tokens * codes->support->tile_latents : codes->entries.room);
     }
     PSAE_FN shape_type shape() const { return shape_type{tokens, latents}; }
     template <class P>
@@ -278,13 +283,22 @@ class tape {
 public:
     static constexpr space memory = Backend::memory;
 
-    tape(Backend& device, psae::arena<memory>& scratch, psae::mode how)
-        : device_(device), arena_(scratch), mode_(how) {}
+    // Values go to `scratch`, records to `records`.
+    tape(Backend& device, psae::arena<memory>& scratch, psae::arena<>& records, psae::mode how)
+        : device_(device), arena_(scratch), records_(records), mode_(how) {}
+    tape(Backend& device, psae::arena<memory>& scratch, psae::mode how) requires(memory == space::host)
+        : tape(device, scratch, scratch, how) {}
     tape(const tape&) = delete;
     tape& operator=(const tape&) = delete;
 
     Backend& device() { return device_; }
     psae::arena<memory>& arena() { return arena_; }
+    // A record of the host that lives as long as what the tape keeps.
+    template <class Record>
+    Record* make(const Record& record) {
+        static_assert(std::is_trivially_destructible_v<Record>, "psae: what a tape keeps lives in the arena");
+        return new (records_.template allocate<Record>(1)) Record(record);
+    }
     bool training() const { return mode_ == mode::train; }
 
     // x as an operand without a gradient.
@@ -296,21 +310,21 @@ public:
     template <class T, class Shape>
     variable<std::remove_const_t<T>, Shape, tape> variable_of(view<T, Shape, memory> x) {
         using U = std::remove_const_t<T>;
-        return {{x.data, x.shape()}, this, make_gradient<U>(), const_cast<U*>(x.data), 0};
+        return {{x.data, x.shape()}, this, make(gradient<U>{}), const_cast<U*>(x.data), 0};
     }
     // Fresh memory for the result of a stage.
     template <class T, class Shape>
     variable<T, Shape, tape> result(const Shape& extents) {
         T* storage = arena_.template allocate<T>(extents.size());
-        return {{storage, extents}, this, training() ? make_gradient<T>() : nullptr, storage, next_stage()};
+        return {{storage, extents}, this, training() ? make(gradient<T>{}) : nullptr, storage, next_stage()};
     }
     // The number of the stage that is recorded next, from 1.
     std::size_t next_stage() const { return recorded_ + 1; }
     // Lets a parameter collect its gradient on this tape. Rows in outer-product form need no dense memory;
     // `dense` is where a dense gradient goes, taken from the arena when it is first needed.
     template <class T, class Shape>
-    void collect(parameter<T, Shape, memory>& p) {
-        p.gradient = new (arena_.template allocate<parameter_gradient<T>>(1)) parameter_gradient<T>{};
+    void collect(parameter<T, Shape>& p) {
+        p.gradient = make(parameter_gradient<T>{});
     }
 
     // Dense memory of a gradient, taken when first needed.
@@ -384,12 +398,13 @@ public:
     template <class T>
     void add_term(const char* name, const T* value) {
         if (terms_count_ == max_terms) throw error("a loss has too many named terms", name, "at most 16");
-        terms_[terms_count_++] = {name, value,
-                                  [](const void* v) { return static_cast<double>(*static_cast<const T*>(v)); }};
+        terms_[terms_count_++] = {name, value, [](const Backend& device, const void* v) {
+                                      return static_cast<double>(read(device, static_cast<const T*>(v)));
+                                  }};
     }
     template <class F>
     void each_term(F&& f) const {
-        for (std::size_t i = 0; i < terms_count_; ++i) f(terms_[i].name, terms_[i].read(terms_[i].value));
+        for (std::size_t i = 0; i < terms_count_; ++i) f(terms_[i].name, terms_[i].read(device_, terms_[i].value));
     }
 
     // How encoders hold their codes in train mode, and how many bytes of tiles they may keep for the backward sweep
@@ -417,19 +432,18 @@ private:
     struct term_record {
         const char* name;
         const void* value;
-        double (*read)(const void*);
+        double (*read)(const Backend&, const void*);
     };
 
     static bool by_tiles(const link* l) { return l->reads_dense != nullptr && *l->reads_dense; }
 
     template <class Entry>
     void keep(Entry& entry, const bool* reads_dense) {
-        static_assert(std::is_trivially_destructible_v<Entry>, "psae: what a tape keeps lives in the arena");
         if (mode_ == mode::infer) {
             entry.forward(*this);
             return;
         }
-        auto* kept = new (arena_.template allocate<kept_entry<Entry>>(1)) kept_entry<Entry>{{}, entry};
+        auto* kept = make(kept_entry<Entry>{{}, entry});
         kept->previous = last_;
         kept->reads_dense = reads_dense;
         kept->run = [](link* l, tape& t) { static_cast<kept_entry<Entry>*>(l)->entry.forward(t); };
@@ -441,13 +455,9 @@ private:
         last_ = kept;
     }
 
-    template <class T>
-    gradient<T>* make_gradient() {
-        return new (arena_.template allocate<gradient<T>>(1)) gradient<T>{};
-    }
-
     Backend& device_;
     psae::arena<memory>& arena_;
+    psae::arena<>& records_;
     psae::mode mode_;
     link *first_ = nullptr, *last_ = nullptr, *done_ = nullptr;
     term_record terms_[max_terms];

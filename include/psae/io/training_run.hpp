@@ -159,18 +159,25 @@ public:
     virtual run_summary summarise(std::span<const float> tokens) = 0;
 };
 
-template <class Variant>
+// Steps run on the device of a backend; start values, evaluation and files are the host's work.
+template <class Variant, class Backend = cpu>
 class training_run final : public any_training_run {
+    static constexpr bool on_host = Backend::memory == space::host;
+
 public:
     // `held_out` [n, d_in], which must outlive the run: tokens on which it is evaluated every eval_every steps.
-    training_run(Variant sae, const training_options& training, training_run_options options, const cpu& device,
-                 std::span<const float> held_out = {})
+    training_run(Variant sae, const training_options& training, training_run_options options, const cpu& host,
+                 const Backend& device, std::span<const float> held_out = {})
         : sae_(std::move(sae)),
           options_(std::move(options)),
+          host_(host),
           device_(device),
           held_out_(held_out),
           dead_after_(training.dead_after),
           trainer_(sae_, training, device_) {}
+    training_run(Variant sae, const training_options& training, training_run_options options, const cpu& host,
+                 std::span<const float> held_out = {}) requires(on_host)
+        : training_run(std::move(sae), training, std::move(options), host, host, held_out) {}
     training_run(const training_run&) = delete;
     training_run& operator=(const training_run&) = delete;
 
@@ -192,20 +199,25 @@ public:
                                : geometric_median(x.data(), x.size() / d, d);
             for (std::size_t c = 0; c < d; ++c) sae_.b_dec.data()[c] = scale * b[c];
         }
-        if constexpr (requires(const float* x) { sae_.start_on(device_, scratch_, x, d); }) {
+        if constexpr (requires(const float* x) { sae_.start_on(host_, scratch_, x, d); }) {
             const auto x = sample();
             std::vector<float> scaled(x.begin(), x.end());
             for (float& v : scaled) v *= scale;
-            sae_.start_on(device_, scratch_, scaled.data(), scaled.size() / d);
+            sae_.start_on(host_, scratch_, scaled.data(), scaled.size() / d);
         }
+        trainer_.write_parameters();
     }
     void start_from(sae_weights from, const std::string& where,
                     const std::function<std::span<const float>()>& sample) override {
         measure_scale(sample);
         if (activation_scale_ != 1) scale_input(from, activation_scale_);
         set_parameters(sae_, from, where);
+        trainer_.write_parameters();
     }
-    void resume() override { read_checkpoint(checkpoint_path(), sae_, *this, options_.identity); }
+    void resume() override {
+        read_checkpoint(checkpoint_path(), sae_, *this, options_.identity);
+        trainer_.write_parameters();
+    }
 
     // Everything that a checkpoint holds beside the parameters.
     template <class F>
@@ -226,7 +238,7 @@ public:
     void step(rows of_stream, double waited) override {
         const auto before = std::chrono::steady_clock::now();
         const auto x = tokens_of(of_stream);
-        last_ = trainer_.step(x);
+        last_ = trainer_.step(on_device(x));
         auto fields = fields_of(*last_);
         if (options_.resample_every > 0 && steps_done() % options_.resample_every == 0)
             fields.emplace_back("resampled", double(resample_dead(x)));
@@ -239,6 +251,7 @@ public:
     }
 
     void finish() override {
+        trainer_.read_parameters();
         if (options_.checkpoint_every == 0 || steps_done() % options_.checkpoint_every != 0) write_checkpoint();
         write_sae(options_.directory, trained(), options_.model, options_.layer);
     }
@@ -257,9 +270,13 @@ private:
         return sae;
     }
     reconstruction_quality quality(std::span<const float> tokens) {
-        return evaluate_sae(device_, scratch_, trained(), tokens.data(), tokens.size() / sae_.inputs());
+        trainer_.read_parameters();
+        return evaluate_sae(host_, scratch_, trained(), tokens.data(), tokens.size() / sae_.inputs());
     }
-    void write_checkpoint() { psae::write_checkpoint(checkpoint_path(), sae_, *this, options_.identity); }
+    void write_checkpoint() {
+        trainer_.read_parameters();
+        psae::write_checkpoint(checkpoint_path(), sae_, *this, options_.identity);
+    }
 
     void measure_scale(const std::function<std::span<const float>()>& sample) {
         if (!options_.normalise_activations) return;
@@ -293,6 +310,16 @@ private:
         return {input_.data(), shape<dyn, dyn>{n, d}};
     }
 
+    const_view<float, shape<dyn, dyn>, Backend::memory> on_device(rows x) {
+        if constexpr (on_host) {
+            return x;
+        } else {
+            if (batch_.size() < x.size()) batch_ = batch_memory(shape<dyn>{x.size()});
+            upload(device_, batch_.data(), x.data, x.size());
+            return {batch_.data(), x.shape()};
+        }
+    }
+
     std::vector<std::pair<std::string, double>> fields_of(const step_metrics& m) {
         std::vector<std::pair<std::string, double>> fields{{"loss", m.loss}};
         fields.insert(fields.end(), m.terms.begin(), m.terms.end());
@@ -312,13 +339,15 @@ private:
     // of them). Returns how many.
     std::size_t resample_dead(rows x) {
         std::vector<std::uint32_t> dead;
-        for (std::size_t f = 0; f < sae_.latents(); ++f)
-            if (trainer_.since_fired()[f] > dead_after_) dead.push_back(static_cast<std::uint32_t>(f));
+        const auto since = trainer_.since_fired();
+        for (std::size_t f = 0; f < since.size(); ++f)
+            if (since[f] > dead_after_) dead.push_back(static_cast<std::uint32_t>(f));
         const std::size_t n = x.rows(), d = x.cols();
+        trainer_.read_parameters();
         scratch_.reset();
-        const auto z = encode_rows(device_, scratch_, sae_view(sae_), x.data, n);
+        const auto z = encode_rows(host_, scratch_, sae_view(sae_), x.data, n);
         float* x_hat = scratch_.allocate<float>(n * d);
-        decode_rows(device_, sae_view(sae_), z, x.data, x_hat);
+        decode_rows(host_, sae_view(sae_), z, x.data, x_hat);
         std::vector<float> errors(n);
         std::size_t positive = 0;
         for (std::size_t r = 0; r < n; ++r) {
@@ -331,22 +360,26 @@ private:
         random_stream random(options_.seed ^ 0xBB67AE8584CAA73Bu, std::uint64_t{trainer_.steps_done()} << 24);
         const auto drawn = draw_rows(resampling::anthropic, errors, dead.size(), random);
         resample(sae_, trainer_, dead, x, drawn, resampling::anthropic);
+        trainer_.write_parameters();
         trainer_.revive(dead);
         return dead.size();
     }
 
     Variant sae_;
     training_run_options options_;
-    cpu device_;
+    cpu host_;
+    Backend device_;
     std::span<const float> held_out_;
     std::size_t dead_after_;
-    psae::trainer<Variant> trainer_;
+    psae::trainer<Variant, Backend> trainer_;
     double activation_scale_ = 1;
     std::optional<detail::step_log> metrics_log_;
     std::optional<step_metrics> last_;
     std::vector<float> input_;  // scaled tokens of the batch
-    arena<> scratch_;           // of evaluation and resampling
-    double seconds_ = 0;        // of the steps of this session
+    using batch_memory = tensor<float, shape<dyn>, Backend::memory>;
+    batch_memory batch_;  // the same on another device than the host
+    arena<> scratch_;     // of evaluation and resampling
+    double seconds_ = 0;  // of the steps of this session
     std::size_t tokens_ = 0;
 };
 

@@ -37,10 +37,9 @@ struct batch_topk : sae_parameters<d_in, d_sae, T> {
         else return encode(x - this->b_dec, this->W_enc, this->b_enc, batch_top_k{k});
     }
 
-    void after_step(const codes_record<T>& z) {
+    void after_step(const step_codes& z) {
         if (z.active == 0) return;
-        const double least = static_cast<double>(z.least_rank);
-        threshold = threshold < 0 ? least : (1 - threshold_rate) * threshold + threshold_rate * least;
+        threshold = threshold < 0 ? z.least_rank : (1 - threshold_rate) * threshold + threshold_rate * z.least_rank;
     }
     template <class F>
     void each_state(F&& f) {

@@ -4,7 +4,7 @@
 // whose target is not its input has `auto loss(auto x, auto y, const training_state& now) const`. Optional members:
 //   each_parameter(f)           where there are more parameters than those of sae_parameters
 //   start_on(device, scratch, x, n)  start values that depend on tokens x [n, d_in], set after all others
-//   after_step(codes_record)    learns of the codes of each step, such as a running threshold
+//   after_step(step_codes)      learns of the codes of each step, such as a running threshold
 //   each_state(f)               f(name, data, count) for what after_step keeps, so that checkpoints hold it
 //   describe(sae_view&)         how the trained SAE encodes, where that is neither ReLU nor top-k (sae/inference.hpp)
 
@@ -67,14 +67,6 @@ struct sae_parameters {
         for (std::size_t c = 0; c < outputs(); ++c) squares += w[c] * w[c];
         return std::sqrt(squares);
     }
-    // Scales every decoder row to unit Euclidean norm; zero rows stay.
-    template <class Backend>
-    void normalise_decoder(const Backend& device) {
-        constexpr std::size_t block = 256;
-        device.parallel_for((latents() + block - 1) / block, [&](std::size_t b) {
-            for (std::size_t f = b * block; f < std::min(latents(), (b + 1) * block); ++f) normalise_decoder_row(f);
-        });
-    }
 
 protected:
     template <class S>
@@ -94,13 +86,19 @@ private:
     }
 };
 
-// What a loss may want to know of the training run.
+// What a loss may want to know of the training run. Pointers are to memory of the device that trains.
 struct training_state {
     latent_set dead;  // latents that have not fired for `dead_after` steps, before this batch
     bool any_dead = false;
     const float* token_weights = nullptr;  // [n] or null: weight of each token's reconstruction error
     std::size_t step = 0, steps = 0;       // steps done before this one, and the total where it is known
     random_stream random{0};               // the same for every evaluation of this step's loss
+};
+
+// What a trainer tells of the codes of a step that is done.
+struct step_codes {
+    std::size_t tokens = 0, active = 0;  // active latents over all tokens
+    double least_rank = 0;               // of a top-k over the whole batch: the rank of the last entry that came in
 };
 
 // A coefficient that grows linearly over the first `steps` steps to its full value: min(1, (step + 1) / steps) times it.
@@ -120,8 +118,8 @@ auto normalised_error(const A& a, const B& b) {
     return squared_error(a, b) / stop_gradient(squared_error(column_means(b), b));
 }
 // A parameter as a constant.
-template <class T, class Shape, space Space>
-parameter_node<T, Shape, Space> frozen(const parameter<T, Shape, Space>& p) {
+template <class T, class Shape>
+parameter_node<T, Shape> frozen(const parameter<T, Shape>& p) {
     return {{p.data(), p.shape()}, nullptr};
 }
 

@@ -42,7 +42,7 @@ private:
         }
     };
     static auto weights(auto x, const training_state& now) {
-        return view<const float, shape<dyn, 1>>{now.token_weights, shape<dyn, 1>{x.rows()}};
+        return const_view<float, shape<dyn, 1>, x.memory>{now.token_weights, shape<dyn, 1>{x.rows()}};
     }
 };
 

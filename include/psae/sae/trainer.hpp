@@ -8,11 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include <psae/cpu/codes.hpp>
-#include <psae/cpu/encode.hpp>
-#include <psae/cpu/pointwise.hpp>
+#include <psae/cpu/training.hpp>
 #include <psae/grad/differentiate.hpp>
-#include <psae/optim/adam.hpp>
+#include <psae/sae/parameter_copies.hpp>
 #include <psae/sae/parameters.hpp>
 
 namespace psae {
@@ -42,49 +40,62 @@ struct step_metrics {
     double dead_fraction = 0;       // of the latents, before this batch
 };
 
-template <class Variant>
+// The parameters of the SAE are the host's. On another device the trainer has its own copies, and those of the SAE are
+// as old as the last read_parameters().
+template <class Variant, class Backend = cpu>
 class trainer {
+    static constexpr space memory = Backend::memory;
+    static constexpr bool on_host = memory == space::host;
+    template <class U>
+    using array = tensor<U, shape<dyn>, memory>;
+
 public:
     using T = typename Variant::value_type;
 
-    trainer(Variant& sae, const training_options& options, cpu& device)
-        : sae_(sae), options_(options), device_(device) {
+    trainer(Variant& sae, const training_options& options, Backend& device)
+        : sae_(sae),
+          options_(options),
+          device_(device),
+          copies_(sae, device),
+          since_fired_(shape<dyn>{sae.latents()}),
+          dead_(shape<dyn>{sae.latents()}),
+          activation_count_(shape<dyn>{sae.latents()}),
+          dead_count_(shape<dyn>{1}) {
         sae_.each_parameter([&](const char*, auto& p) {
             first_moments_.emplace_back(shape<dyn>{p.size()});
             second_moments_.emplace_back(shape<dyn>{p.size()});
         });
-        since_fired_.assign(sae_.latents(), 0);
-        activation_count_.assign(sae_.latents(), 0);
-        dead_.reserve(sae_.latents());
     }
 
-    // One step on tokens [n, d_in]; token_weights [n] or null. Throws psae::error if the loss is not finite; no more than
-    // the length of decoder rows has changed then. The metrics are overwritten by the next step.
+    // One step on tokens [n, d_in] and, if not null, their weights [n]: memory of the device. Throws psae::error if the
+    // loss is not finite; no more than the length of decoder rows has changed then. The metrics are overwritten by the
+    // next step. (They are what the host waits for: for the number of dead latents, the loss, and at the end.)
     template <class Shape>
-    const step_metrics& step(view<const T, Shape> tokens, const float* token_weights = nullptr) {
+    const step_metrics& step(view<const T, Shape, memory> tokens, const float* token_weights = nullptr) {
         return step(tokens, tokens, token_weights);
     }
     // The same for a variant that explains targets [n, d_out] by the tokens.
     template <class Shape, class TargetShape>
-    const step_metrics& step(view<const T, Shape> tokens, view<const T, TargetShape> targets,
+    const step_metrics& step(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
                              const float* token_weights = nullptr) {
+        const auto standing_in = copies_.stand_in();
         step_metrics& report = report_;
         report.step = step_;
         report.terms.clear();  // keeps its memory
         report.l0 = report.explained_variance = 0;
-        if (options_.unit_norm_decoder) sae_.normalise_decoder(device_);
+        scratch_.reset();
+        records_.reset();
+        if (options_.unit_norm_decoder) normalise_rows(device_, sae_.W_dec.data(), sae_.latents(), sae_.outputs());
         if (options_.frequency_window > 0 && (step_ + 1) % options_.frequency_window == 0) {
-            std::fill(activation_count_.begin(), activation_count_.end(), std::uint64_t{0});
+            fill(device_, activation_count_.data(), activation_count_.size(), std::uint64_t{0});
             counted_tokens_ = 0;
         }
-        dead_.clear();
-        for (std::size_t f = 0; f < since_fired_.size(); ++f)
-            if (since_fired_[f] > options_.dead_after) dead_.push_back(static_cast<std::uint32_t>(f));
-        const std::size_t dead_count = dead_.size();
-        report.dead_fraction = static_cast<double>(dead_count) / static_cast<double>(since_fired_.size());
+        find_dead(device_, scratch_, dead_.data(), dead_count_.data(), since_fired_.data(), sae_.latents(),
+                  options_.dead_after);
+        const std::size_t dead_count = read(device_, dead_count_.data());
+        report.dead_fraction = static_cast<double>(dead_count) / static_cast<double>(sae_.latents());
 
-        scratch_.reset();
-        tape<cpu> t(device_, scratch_, mode::train);
+        tape<Backend> t(device_, scratch_, records_, mode::train);
         t.form = options_.codes;
         t.codes_memory = options_.codes_memory;
         const row_taker<T> taker{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
@@ -95,20 +106,20 @@ public:
             t.collect(p);
             if (options_.clip_grad_norm == 0) p.gradient->taker = &taker;
         });
-        const training_state now{{dead_.data(), &dead_count},
+        const training_state now{{dead_.data(), dead_count_.data(), dead_count},
                                  dead_count > 0,
                                  token_weights,
                                  step_,
                                  options_.steps,
                                  random_stream(options_.seed, std::uint64_t{step_} << 24)};
-        const auto loss = loss_of(t.input(tokens), t.input(targets), now);
+        const auto loss = evaluate(loss_of(t.input(tokens), t.input(targets), now));
         t.run();
-        report.loss = static_cast<double>(loss.load(position{}));
+        report.loss = static_cast<double>(read(device_, loss.data));
         t.each_term([&](const char* name, double value) { report.terms.emplace_back(name, value); });
         if (!std::isfinite(report.loss))
             throw error("the loss is not finite", "training step " + std::to_string(step_), "",
                         "look for NaN or rows of zeros in the activations, or lower the learning rate");
-        count_activity(t, targets, report);
+        report_activity(t, targets, report);
         report.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
         factors_ = options_.optimiser.at(report.lr, step_ + 1);
         backward(t, loss);
@@ -117,14 +128,20 @@ public:
         return report;
     }
 
+    // Brings the SAE's parameters up to date, and the device's to those of the SAE. On the host they are the same.
+    void read_parameters() { copies_.read(); }
+    void write_parameters() { copies_.write(); }
+
     std::size_t steps_done() const { return step_; }
-    const std::vector<std::uint32_t>& since_fired() const { return since_fired_; }
+    std::vector<std::uint32_t> since_fired() const { return on_the_host(since_fired_); }
     // Tokens each latent fired for since the counts were last zeroed, and the number of tokens seen since then.
-    const std::vector<std::uint64_t>& activation_count() const { return activation_count_; }
+    std::vector<std::uint64_t> activation_count() const { return on_the_host(activation_count_); }
     std::uint64_t counted_tokens() const { return counted_tokens_; }
     // Lets latents count as alive, as if they had just fired.
     void revive(const std::vector<std::uint32_t>& latents) {
-        for (const std::uint32_t f : latents) since_fired_[f] = 0;
+        auto since = since_fired();
+        for (const std::uint32_t f : latents) since[f] = 0;
+        upload(device_, since_fired_.data(), since.data(), since.size());
     }
     std::size_t scratch_allocations() const { return scratch_.allocations(); }
 
@@ -133,12 +150,12 @@ public:
     void each_state(F&& f) {
         std::size_t i = 0;
         sae_.each_parameter([&](const char* name, auto&) {
-            f(std::string("adam_m.") + name, first_moments_[i].data(), first_moments_[i].size());
-            f(std::string("adam_v.") + name, second_moments_[i].data(), second_moments_[i].size());
+            give(f, std::string("adam_m.") + name, first_moments_[i]);
+            give(f, std::string("adam_v.") + name, second_moments_[i]);
             ++i;
         });
-        f(std::string("since_fired"), since_fired_.data(), since_fired_.size());
-        f(std::string("activation_count"), activation_count_.data(), activation_count_.size());
+        give(f, "since_fired", since_fired_);
+        give(f, "activation_count", activation_count_);
         counters_[0] = step_;
         counters_[1] = counted_tokens_;
         f(std::string("counters"), counters_, std::size_t{2});
@@ -153,6 +170,23 @@ private:
         else if constexpr (requires { sae_.loss(x, now); }) return sae_.loss(x, now);
         else return sae_.loss(x);
     }
+    // f(name, data, count) for an array, which may be read or written.
+    template <class F, class U>
+    void give(F& f, const std::string& name, array<U>& a) {
+        if constexpr (on_host) {
+            f(name, a.data(), a.size());
+        } else {
+            auto here = on_the_host(a);
+            f(name, here.data(), here.size());
+            upload(device_, a.data(), here.data(), here.size());
+        }
+    }
+    template <class U>
+    std::vector<U> on_the_host(const array<U>& a) const {
+        std::vector<U> here(a.size());
+        download(device_, here.data(), a.data(), a.size());
+        return here;
+    }
     // Gradients live in the arena, for one step, however it ends.
     struct gradients_released {
         Variant& sae;
@@ -162,127 +196,107 @@ private:
     };
 
     template <class Tape, class Shape>
-    void count_activity(Tape& t, view<const T, Shape> targets, step_metrics& report) {
+    void report_activity(Tape& t, view<const T, Shape, memory> targets, step_metrics& report) {
         if (t.main_codes == nullptr) return;
         const auto& z = *static_cast<const codes_record<T>*>(t.main_codes);
-        report.l0 = z.l0();
-        for (std::size_t f = 0; f < since_fired_.size(); ++f) {
-            activation_count_[f] += z.fired[f];
-            since_fired_[f] = z.fired[f] > 0 ? 0 : since_fired_[f] + 1;
-        }
+        const auto* every_step = static_cast<const std::uint32_t*>(nullptr);
+        count_activity(device_, since_fired_.data(), activation_count_.data(), z.fired, sae_.latents(), every_step);
+        fired_.resize(sae_.latents());
+        download(device_, fired_.data(), z.fired, fired_.size());
+        step_codes codes{z.tokens};
+        for (const std::uint32_t tokens : fired_) codes.active += tokens;
+        if (z.least_rank != nullptr) codes.least_rank = static_cast<double>(read(device_, z.least_rank));
+        report.l0 = z.tokens == 0 ? 0 : static_cast<double>(codes.active) / static_cast<double>(z.tokens);
         counted_tokens_ += z.tokens;
-        if constexpr (requires { sae_.after_step(z); }) sae_.after_step(z);
-        if (t.reconstruction == nullptr) return;
+        if constexpr (requires { sae_.after_step(codes); }) sae_.after_step(codes);
+        if (t.reconstruction != nullptr)
+            report.explained_variance = explained_variance(targets, static_cast<const T*>(t.reconstruction));
+    }
+    template <class Shape>
+    double explained_variance(view<const T, Shape, memory> targets, const T* reconstruction) {
         const std::size_t n = targets.rows(), d = targets.cols();
-        const view<const T, shape<dyn, dyn>> x{targets.data, shape<dyn, dyn>{n, d}},
-            x_hat{static_cast<const T*>(t.reconstruction), shape<dyn, dyn>{n, d}};
+        const const_view<T, shape<dyn, dyn>, memory> x{targets.data, shape<dyn, dyn>{n, d}},
+            x_hat{reconstruction, shape<dyn, dyn>{n, d}};
         const auto mark = scratch_.position();
-        T* mean = scratch_.template allocate<T>(d);
-        column_sums(device_, scratch_, mean, x, n, d);
-        for (std::size_t c = 0; c < d; ++c) mean[c] /= static_cast<T>(n);
-        const double residual = total(device_, scratch_, square(x - x_hat), n, d);
-        const double variance =
-            total(device_, scratch_, square(x - view<const T, shape<dyn>>{mean, shape<dyn>{d}}), n, d);
+        const view<T, shape<dyn>, memory> mean{scratch_.template allocate<T>(d), shape<dyn>{d}};
+        T* sums = scratch_.template allocate<T>(2);
+        column_sums(device_, scratch_, mean.data, x, n, d);
+        assign(device_, mean, mean / static_cast<T>(n));
+        total(device_, scratch_, sums, square(x - x_hat), n, d);
+        total(device_, scratch_, sums + 1, square(x - mean), n, d);
+        const double residual = static_cast<double>(read(device_, sums)),
+                     variance = static_cast<double>(read(device_, sums + 1));
         scratch_.release_to(mark);
-        report.explained_variance = variance > 0 ? 1 - residual / variance : 0;
+        return variance > 0 ? 1 - residual / variance : 0;
     }
 
-    static constexpr std::size_t row_block = 64;  // rows of one parallel task
-
+    // What a step does to the rows of parameter number `which`.
     template <class P>
-    bool is_projected(const P& p) const {
-        return options_.unit_norm_decoder && static_cast<const void*>(&p) == static_cast<const void*>(&sae_.W_dec);
+    row_update<T> update_of(std::size_t which, P& p) {
+        using S = typename P::shape_type;
+        const bool rows_are_latents = p.shape().extent(0) == sae_.latents() && p.gradient->products != nullptr;
+        const std::size_t cols = S::rank == 1 ? (rows_are_latents ? 1 : p.size()) : p.shape().cols();
+        const bool projected =
+            options_.unit_norm_decoder && static_cast<const void*>(&p) == static_cast<const void*>(&sae_.W_dec);
+        return {p.data(),
+                first_moments_[which].data(),
+                second_moments_[which].data(),
+                cols == 0 ? 0 : p.size() / cols,
+                cols,
+                projected,
+                factors_,
+                nullptr,
+                options_.clip_grad_norm,
+                nullptr};
     }
-    // Takes off the component of a gradient row that is parallel to its decoder row (of unit length).
-    static void project(const T* w, T* g, std::size_t cols) {
-        T parallel = 0;
-#pragma omp simd reduction(+ : parallel)
-        for (std::size_t c = 0; c < cols; ++c) parallel += g[c] * w[c];
-#pragma omp simd
-        for (std::size_t c = 0; c < cols; ++c) g[c] -= parallel * w[c];
-    }
-    void adam_row(std::size_t which, T* w, std::size_t offset, const T* g, std::size_t cols) {
-        adam_update(factors_, w + offset, first_moments_[which].data() + offset, second_moments_[which].data() + offset,
-                    g, cols);
+    // f(number, parameter) for those whose gradient has not been taken.
+    template <class F>
+    void each_waiting(const F& f) {
+        std::size_t index = 0;
+        sae_.each_parameter([&](const char*, auto& p) {
+            const std::size_t which = index++;
+            if (!p.gradient->taken) f(which, p);
+        });
     }
 
     // Rows that are complete in the middle of the backward sweep.
     void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows) {
-        std::size_t index = 0;
-        sae_.each_parameter([&](const char*, auto& p) {
-            const std::size_t which = index++;
-            if (p.gradient != &of) return;
-            const std::size_t cols = p.shape().cols();
-            device_.parallel_for((count + row_block - 1) / row_block, [&](std::size_t b) {
-                for (std::size_t r = b * row_block; r < std::min(count, (b + 1) * row_block); ++r) {
-                    T* g = rows + r * cols;
-                    const std::size_t offset = (first + r) * cols;
-                    if (is_projected(p)) project(p.data() + offset, g, cols);
-                    adam_row(which, p.data(), offset, g, cols);
-                }
-            });
+        each_waiting([&](std::size_t which, auto& p) {
+            const auto* nothing = static_cast<const parameter_gradient<T>*>(nullptr);
+            if (p.gradient == &of)
+                update_rows(device_, scratch_, static_cast<const T*>(rows), first, count, nothing, update_of(which, p));
         });
-    }
-
-    // f(number of the parameter, parameter, row, cols, gradient row) for all rows that have not been taken yet; blocks
-    // of rows in parallel.
-    template <class F>
-    void each_gradient_row(const F& f) {
-        std::size_t index = 0;
-        sae_.each_parameter([&](const char*, auto& p) {
-            const std::size_t which = index++;
-            if (p.gradient->taken) return;
-            using S = typename std::remove_cvref_t<decltype(p)>::shape_type;
-            const bool rows_are_latents = p.shape().extent(0) == sae_.latents() && p.gradient->products != nullptr;
-            const std::size_t cols = S::rank == 1 ? (rows_are_latents ? 1 : p.size()) : p.shape().cols();
-            const std::size_t rows = cols == 0 ? 0 : p.size() / cols;
-            device_.parallel_for((rows + row_block - 1) / row_block, [&](std::size_t b) {
-                thread_local std::vector<T> row;
-                if (row.size() < cols) row.resize(cols);
-                for (std::size_t r = b * row_block; r < std::min(rows, (b + 1) * row_block); ++r) {
-                    gradient_row(*p.gradient, r, cols, row.data());
-                    if (is_projected(p)) project(p.data() + r * cols, row.data(), cols);
-                    f(which, p, r, cols, row.data());
-                }
-            });
-        });
-    }
-
-    // The factor that brings the norm of the whole gradient down to clip_grad_norm, as torch's clip_grad_norm_ does.
-    T clipping_scale() {
-        row_squares_.resize(first_moments_.size());
-        std::size_t i = 0;
-        sae_.each_parameter([&](const char*, auto& p) { row_squares_[i++].assign(p.shape().extent(0), 0.0); });
-        each_gradient_row([&](std::size_t which, auto&, std::size_t r, std::size_t cols, const T* g) {
-            double squares = 0;
-            for (std::size_t c = 0; c < cols; ++c) squares += static_cast<double>(g[c]) * static_cast<double>(g[c]);
-            row_squares_[which][r] = squares;
-        });
-        double squares = 0;
-        for (const auto& rows : row_squares_)
-            for (double s : rows) squares += s;
-        const double length = std::sqrt(squares);
-        return length > options_.clip_grad_norm ? static_cast<T>(options_.clip_grad_norm / (length + 1e-6)) : T(1);
     }
 
     void update() {
-        const T scale = options_.clip_grad_norm > 0 ? clipping_scale() : T(1);
-        each_gradient_row([&](std::size_t which, auto& p, std::size_t r, std::size_t cols, T* g) {
-            if (scale != T(1))
-                for (std::size_t c = 0; c < cols; ++c) g[c] *= scale;
-            adam_row(which, p.data(), r * cols, g, cols);
+        const double* squares = nullptr;
+        if (options_.clip_grad_norm > 0) {  // by the norm of the whole gradient, as torch's clip_grad_norm_ does
+            double* sum = scratch_.template allocate<double>(1);
+            fill(device_, sum, 1, 0.0);
+            each_waiting([&](std::size_t which, auto& p) {
+                add_gradient_squares(device_, scratch_, *p.gradient, update_of(which, p), sum);
+            });
+            squares = sum;
+        }
+        each_waiting([&](std::size_t which, auto& p) {
+            row_update<T> u = update_of(which, p);
+            u.squares = squares;
+            update_rows(device_, scratch_, *p.gradient, u);
         });
     }
 
     Variant& sae_;
     training_options options_;
-    cpu& device_;
-    arena<> scratch_;
+    Backend& device_;
+    parameter_copies<Variant, Backend> copies_;
+    arena<memory> scratch_;
+    arena<> records_;
     step_metrics report_;
-    std::vector<tensor<T, shape<dyn>>> first_moments_, second_moments_;
-    std::vector<std::uint32_t> since_fired_, dead_;
-    std::vector<std::uint64_t> activation_count_;
-    std::vector<std::vector<double>> row_squares_;
+    std::vector<array<T>> first_moments_, second_moments_;
+    array<std::uint32_t> since_fired_, dead_;
+    array<std::uint64_t> activation_count_;
+    array<std::size_t> dead_count_;
+    std::vector<std::uint32_t> fired_;  // in the last step, on the host
     std::uint64_t counted_tokens_ = 0;
     std::uint64_t counters_[2] = {};
     std::size_t step_ = 0;

@@ -20,7 +20,8 @@ struct codes_position {
 };
 
 // Trivially copyable; the memory belongs to whoever made it (the arena of a tape). n tokens, d_sae latents, nnz
-// entries.
+// entries. What has one element for each entry has room for `room` of them: on the CPU exactly nnz, on a GPU, where nnz
+// is known to the device, nnz at least.
 template <class T>
 struct codes_view {
     std::size_t tokens = 0, latents = 0;
@@ -31,6 +32,7 @@ struct codes_view {
     const std::size_t* latent_offsets = nullptr;     // [d_sae + 1]
     const std::uint32_t* token_by_latent = nullptr;  // [nnz]
     const std::uint32_t* entry_by_latent = nullptr;  // [nnz]: index into latent / value
+    std::size_t room = 0;
 
     PSAE_FN std::size_t entries() const { return tokens == 0 ? 0 : offsets[tokens]; }
 };
@@ -55,10 +57,18 @@ struct latent_range {
     PSAE_FN bool has(std::size_t latent) const { return latent >= first && latent < end; }
 };
 
-// A set of latents known when it is used: ascending indices and their number, in memory that a stage may fill.
+// A set of latents known when it is used: ascending indices and their number, in memory that a stage may fill, and a
+// number that they do not exceed.
 struct latent_set {
     const std::uint32_t* index = nullptr;
     const std::size_t* count = nullptr;
+    std::size_t room = 0;
+};
+
+// `count` of `all` rows, spread evenly: the j-th of them.
+struct spread_evenly {
+    std::size_t all, count;
+    PSAE_FN std::size_t operator()(std::size_t j) const { return j * all / count; }
 };
 
 }  // namespace psae

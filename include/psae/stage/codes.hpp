@@ -38,31 +38,22 @@ struct evaluate_codes_stage {
         const codes_record<T>& from = *codes_of(argument);
         codes_record<T>& codes = *z.codes;
         if (!from.dense()) {
-            value = t.arena().template allocate<T>(from.entries.entries());
+            value = t.arena().template allocate<T>(from.entries.room);
             codes_assign(t.device(), value, from.entries, argument, write::overwrite);
             codes.entries = from.entries;
             codes.entries.value = value;
             codes.tokens = from.tokens;
             codes.fired = t.arena().template allocate<std::uint32_t>(z.latents);
-            count_active(codes, z.latents);
+            count_active(t.device(), t.arena(), codes.fired, codes.entries);
             return;
         }
         if (from.tile.first == 0) {
             value = t.arena().template allocate<T>(from.tokens * from.support->tile_latents);
             codes.tokens = from.tokens;
             codes.fired = t.arena().template allocate<std::uint32_t>(z.latents);
-            std::fill_n(codes.fired, z.latents, std::uint32_t{0});
         }
         again(t);
-        const codes_tile<T>& tile = codes.tile;
-        std::uint32_t* fired = codes.fired + tile.first;
-        add_tile_column_sums(t.device(), t.arena(), fired, tile.tokens, tile.count,
-                             [&](std::size_t token, std::uint32_t* sum) {
-                                 const T* row = tile.value + token * tile.count;
-#pragma omp simd
-                                 for (std::size_t j = 0; j < tile.count; ++j) sum[j] += row[j] != 0;
-                             });
-        for (std::size_t j = 0; j < tile.count; ++j) codes.active += fired[j];
+        count_active(t.device(), t.arena(), codes.fired + codes.tile.first, codes.tile);
     }
     template <class Tape>
     void again(Tape& t) {
@@ -87,13 +78,13 @@ struct strongest_stage {
     template <class Tape>
     void forward(Tape& t) {
         const codes_view<T>& entries = from.codes->entries;
-        T* value = t.arena().template allocate<T>(entries.entries());
+        T* value = t.arena().template allocate<T>(entries.room);
         keep_strongest(t.device(), t.arena(), value, entries, k, weight);
         z.codes->entries = entries;
         z.codes->entries.value = value;
         z.codes->tokens = from.tokens;
         z.codes->fired = t.arena().template allocate<std::uint32_t>(z.latents);
-        count_active(*z.codes, z.latents);
+        count_active(t.device(), t.arena(), z.codes->fired, z.codes->entries);
     }
     template <class Tape>
     void backward(Tape& t) {
@@ -112,10 +103,9 @@ private:
 // Codes on the support of others, not filled yet.
 template <class T, class Tape>
 codes_variable<T, Tape> same_support(Tape& t, codes_record<T>& of, std::size_t tokens, std::size_t latents) {
-    auto* codes = new (t.arena().template allocate<codes_record<T>>(1)) codes_record<T>{};
+    auto* codes = t.make(codes_record<T>{});
     codes->support = of.support;
-    auto* adjoint = new (t.arena().template allocate<gradient<T>>(1)) gradient<T>{};
-    return {&t, codes, adjoint, tokens, latents};
+    return {&t, codes, t.make(gradient<T>{}), tokens, latents};
 }
 
 template <class Codes>
@@ -125,13 +115,8 @@ struct silent_stage {
     std::uint32_t* index;
     std::size_t* count;
     template <class Tape>
-    void forward(Tape&) {
-        std::size_t kept = 0;
-        for (std::size_t j = 0; j < *set.count; ++j) {
-            const std::uint32_t f = set.index[j];
-            if (z.codes->fired[f] == 0) index[kept++] = f;
-        }
-        *count = kept;
+    void forward(Tape& t) {
+        keep_silent(t.device(), index, count, set, z.codes->fired);
     }
     template <class Tape>
     void backward(Tape&) {}
@@ -142,8 +127,8 @@ struct size_stage {
     latent_set set;
     Out out;
     template <class Tape>
-    void forward(Tape&) {
-        *out.storage = static_cast<typename Out::value_type>(*set.count);
+    void forward(Tape& t) {
+        copy_size(t.device(), out.storage, set);
     }
     template <class Tape>
     void backward(Tape&) {}
@@ -180,9 +165,10 @@ auto strongest(const codes_variable<T, Tape>& from, std::size_t k, const T* weig
 // The Euclidean norm of each latent's row of a parameter [d_sae, d], as numbers by latent, [d_sae], that stand beside
 // codes: sum(z * row_norms(x, W_dec)) is an L1 term that scaling a latent does not change. x: an operand on the tape.
 // They are computed here and now. Their gradient is in proportion to the rows and never stored.
-template <operand X, class T, class Shape, space Space>
-auto row_norms(const X& x, const parameter<T, Shape, Space>& W) {
+template <operand X, class T, class Shape>
+auto row_norms(const X& x, const parameter<T, Shape>& W) {
     auto& t = detail::require_tape(as_node(x));
+    constexpr space Space = std::remove_reference_t<decltype(t)>::memory;
     using norms_shape = shape<Shape::static_extent(0)>;
     const std::size_t rows = W.shape().rows();
     auto norms = t.variable_of(
@@ -191,8 +177,7 @@ auto row_norms(const X& x, const parameter<T, Shape, Space>& W) {
     if (W.gradient != nullptr) {
         auto** last = &W.gradient->multiples;
         while (*last != nullptr) last = &(*last)->next;
-        *last = new (t.arena().template allocate<row_multiples<T>>(1))
-            row_multiples<T>{norms.adjoint, norms.storage, W.data(), nullptr};
+        *last = t.make(row_multiples<T>{norms.adjoint, norms.storage, W.data(), nullptr});
     }
     return norms;
 }
@@ -210,7 +195,7 @@ latent_set silent(latent_set set, const codes_variable<T, Tape>& z) {
     auto* index = t.arena().template allocate<std::uint32_t>(z.latents);
     auto* count = t.arena().template allocate<std::size_t>(1);
     t.record(detail::silent_stage<codes_variable<T, Tape>>{set, z, index, count});
-    return {index, count};
+    return {index, count, set.room};
 }
 
 // The number of latents of the set: a scalar without a gradient.

@@ -29,9 +29,7 @@ struct decode_stage {
             return;
         }
         const codes_tile<T>& tile = z.codes->tile;
-        if (tile.first == 0)
-            for (std::size_t i = 0; i < tile.tokens; ++i)
-                for (std::size_t c = 0; c < d; ++c) out.storage[i * d + c] = b == nullptr ? T(0) : b[i * stride + c];
+        if (tile.first == 0) decode_start(t.device(), out.storage, tile.tokens, d, b, stride);
         product(t.device(), t.arena(), false, false, tile.tokens, d, tile.count, tile.value,
                 weights.data + tile.first * d, write::add, out.storage);
     }
@@ -50,8 +48,7 @@ struct decode_stage {
         }
         z.adjoint->written = true;
         if constexpr (!std::is_same_v<B, no_bias>)
-            if (!z.codes->dense() || z.codes->tile.first == 0)
-                accumulate_gradients(t, bias, view<const T, typename Out::shape_type>{g, out.shape()});
+            if (!z.codes->dense() || z.codes->tile.first == 0) accumulate_gradients(t, bias, out.cotangent());
     }
 
 private:

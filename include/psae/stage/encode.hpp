@@ -17,8 +17,7 @@ void add_product(Tape& t, const P& p, const codes_view<T>& codes, const T* weigh
     if (p.adjoint == nullptr) return;
     static_assert(
         requires { p.adjoint->products; }, "psae: weights of encode and decode are parameters");
-    auto* product = new (t.arena().template allocate<outer_product<T>>(1))
-        outer_product<T>{&codes, weights, rows, columns, range, nullptr};
+    auto* product = t.make(outer_product<T>{&codes, weights, rows, columns, range, nullptr});
     auto** last = &p.adjoint->products;
     while (*last != nullptr) last = &(*last)->next;
     *last = product;
@@ -36,17 +35,11 @@ T* chunk_rows(Tape& t, codes_support<T>& z, parameter_gradient<T>& g, std::size_
     return g.chunk.data;
 }
 
-// Counts the entries that are not 0, by latent and in all.
-template <class T>
-void count_active(codes_record<T>& z, std::size_t latents) {
-    std::fill_n(z.fired, latents, std::uint32_t{0});
-    z.active = 0;
-    for (std::size_t i = 0; i < z.entries.entries(); ++i) {
-        const bool is_active = z.entries.value[i] != 0;
-        z.fired[z.entries.latent[i]] += is_active;
-        z.active += is_active;
-    }
-}
+// Columns of a tile that are latents one after the other.
+struct latents_from {
+    std::size_t first;
+    PSAE_FN std::size_t operator()(std::size_t j) const { return first + j; }
+};
 
 template <class Input, class W, class B, class Activation, class Codes>
 struct encode_stage {
@@ -67,7 +60,7 @@ struct encode_stage {
     void forward(Tape& t) {
         const std::size_t n = z.tokens, d = weights.cols();
         T* own = t.arena().template allocate<T>(n * d);
-        assign(t.device(), view<T, shape<dyn, dyn>>{own, shape<dyn, dyn>{n, d}}, input);
+        assign(t.device(), matrix<Tape>(own, n, d), input);
         x = own;
         codes_record<T>& codes = *z.codes;
         codes.tokens = n;
@@ -77,14 +70,11 @@ struct encode_stage {
             forward_in_tiles(t);
             return;
         }
-        const auto as_entries = [&] {
-            return encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data,
-                          z.latents, activation, among.count == nullptr ? nullptr : &among);
-        };
-        if constexpr (selects_per_batch<Activation>) codes.least_rank = as_entries();
-        else as_entries();
-        if (t.training()) add_latent_view(t.arena(), codes.entries);
-        count_active(codes, z.latents);
+        if constexpr (selects_per_batch<Activation>) codes.least_rank = t.arena().template allocate<T>(1);
+        encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
+               activation, among.count == nullptr ? nullptr : &among, codes.least_rank);
+        if (t.training()) add_latent_view(t.device(), t.arena(), codes.entries);
+        count_active(t.device(), t.arena(), codes.fired, codes.entries);
     }
 
     template <class Tape>
@@ -107,7 +97,7 @@ struct encode_stage {
                 latent_sums(t.device(), per_latent, codes, g);
                 weighted_row_sum(t.device(), t.arena(), sums, per_latent, weights.data, codes.latents, d,
                                  write::overwrite);
-                accumulate_column_sums(t, input, view<const T, columns_shape>{sums, columns_shape::from_extents(&d)});
+                accumulate_column_sums(t, input, row<Tape>(sums, d));
             } else {
                 T* dx = t.arena().template allocate<T>(n * d);
                 sparse_decode(t.device(), dx, codes, static_cast<const T*>(g), weights.data,
@@ -152,12 +142,10 @@ private:
         kept = t.arena().template allocate<T>(kept_tiles * tile_size);
         each_tile(t.arena().template allocate<T>(tile_size), [&](std::size_t first, std::size_t count, T* tile) {
             encode_tile(t.device(), t.arena(), tile, codes.fired + first, static_cast<const T*>(x), n, d,
-                        weights.data + first * d, bias.data + first, count, activation,
-                        [first](std::size_t j) { return first + j; });
+                        weights.data + first * d, bias.data + first, count, activation, latents_from{first});
             codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
             t.run_readers(*codes.support);
         });
-        for (std::size_t f = 0; f < z.latents; ++f) codes.active += codes.fired[f];
     }
 
     template <class Tape>
@@ -177,12 +165,11 @@ private:
             const write how = first == 0 ? write::overwrite : write::add;
             if (first / support.tile_latents >= kept_tiles)
                 encode_tile(t.device(), t.arena(), tile, static_cast<std::uint32_t*>(nullptr), static_cast<const T*>(x),
-                            n, d, rows_of_W, bias.data + first, count, activation,
-                            [first](std::size_t j) { return first + j; });
+                            n, d, rows_of_W, bias.data + first, count, activation, latents_from{first});
             codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
             *z.adjoint = {g, false};
             t.run_reader_adjoints(support);
-            if (!z.adjoint->written) std::fill_n(g, n * count, T(0));
+            if (!z.adjoint->written) fill(t.device(), g, n * count, T(0));
             multiply_by_derivative(t.device(), t.arena(), g, bias_gradient + first, codes.tile, activation);
             if constexpr (differentiable<Input>) {
                 if constexpr (column_sums_suffice<Input>::value)
@@ -206,10 +193,9 @@ private:
         }
         if (bias.adjoint != nullptr)
             add_to_gradient(t, *bias.adjoint, bias.shape(),
-                            view<const T, typename B::shape_type>{bias_gradient, bias.shape()});
+                            const_view<T, typename B::shape_type, Tape::memory>{bias_gradient, bias.shape()});
         if constexpr (differentiable<Input>) {
-            if constexpr (column_sums_suffice<Input>::value)
-                accumulate_column_sums(t, input, view<const T, columns_shape>{sums, columns_shape::from_extents(&d)});
+            if constexpr (column_sums_suffice<Input>::value) accumulate_column_sums(t, input, row<Tape>(sums, d));
             else accumulate_input_gradient(t, dx);
         }
         *z.adjoint = {};
@@ -228,15 +214,23 @@ private:
             return;
         }
         T* all = t.dense(p, z.latents * d) + first * d;
-        assign(t.device(), view<T, shape<dyn, dyn>>{all, shape<dyn, dyn>{count, d}},
-               view<const T, shape<dyn, dyn>>{p.chunk.data, shape<dyn, dyn>{count, d}},
+        assign(t.device(), matrix<Tape>(all, count, d), matrix<Tape>(static_cast<const T*>(p.chunk.data), count, d),
                p.written ? write::add : write::overwrite);
+    }
+
+    template <class Tape, class U>
+    static view<U, shape<dyn, dyn>, Tape::memory> matrix(U* data, std::size_t rows, std::size_t cols) {
+        return {data, shape<dyn, dyn>{rows, cols}};
+    }
+    template <class Tape>
+    static const_view<T, columns_shape, Tape::memory> row(const T* data, std::size_t cols) {
+        return {data, columns_shape::from_extents(&cols)};
     }
 
     template <class Tape>
     void accumulate_input_gradient(Tape& t, const T* dx) const {
         const std::size_t extents[2] = {z.tokens, weights.cols()};
-        accumulate_gradients(t, input, view<const T, rows_shape>{dx, rows_shape::from_extents(extents)});
+        accumulate_gradients(t, input, const_view<T, rows_shape, Tape::memory>{dx, rows_shape::from_extents(extents)});
     }
 };
 
@@ -260,12 +254,11 @@ auto encode(const X& x, const W& W_enc, const B& b_enc, const Activation& activa
         throw error("shapes do not fit", "encode",
                     "x " + to_string(input.shape()) + ", W_enc " + to_string(weights.shape()) + ", b_enc " +
                         to_string(bias.shape()));
-    auto* support = new (t.arena().template allocate<codes_support<T>>(1)) codes_support<T>{};
+    auto* support = t.make(codes_support<T>{});
     support->stage = t.next_stage();
-    auto* codes = new (t.arena().template allocate<codes_record<T>>(1)) codes_record<T>{};
+    auto* codes = t.make(codes_record<T>{});
     codes->support = support;
-    auto* adjoint = new (t.arena().template allocate<gradient<T>>(1)) gradient<T>{};
-    const codes_variable<T, Tape> z{&t, codes, adjoint, input.shape().rows(), weights.rows()};
+    const codes_variable<T, Tape> z{&t, codes, t.make(gradient<T>{}), input.shape().rows(), weights.rows()};
     t.record(detail::encode_stage<Input, Weights, Bias, Activation, codes_variable<T, Tape>>{input, weights, bias,
                                                                                              activation, among, z});
     return z;

@@ -41,11 +41,12 @@ struct layer_norm_stage {
     void backward(Tape& t) {
         if (!out.adjoint->written) return;
         const std::size_t n = out.rows();
-        const const_view<T, typename Out::shape_type> g{out.adjoint->data, out.shape()};
+        const auto g = out.cotangent();
         accumulate_gradients(t, bias, g);
-        using column = const_view<T, shape<dyn, 1>>;
-        const auto normalised = make_map(centred_and_scaled{}, const_view<T, typename Out::shape_type>{x, out.shape()},
-                                         column{means, shape<dyn, 1>{n}}, column{scales, shape<dyn, 1>{n}});
+        using column = const_view<T, shape<dyn, 1>, Tape::memory>;
+        const auto normalised =
+            make_map(centred_and_scaled{}, const_view<T, typename Out::shape_type, Tape::memory>{x, out.shape()},
+                     column{means, shape<dyn, 1>{n}}, column{scales, shape<dyn, 1>{n}});
         accumulate_gradients(t, gain, make_map(times{}, g, normalised));
         add_input_gradient(t, input, [&](T* dx, write how) {
             layer_norm_adjoint_input(t.device(), dx, g.data, x, gain.data, means, scales, n, out.cols(), how);

@@ -47,13 +47,13 @@ struct matmul_stage {
     void forward(Tape& t) {
         x = dense_values(t, input);
         if (linear_step<E> || !t.training()) {
-            matmul(t.device(), t.arena(), view<T, out_shape>{out.storage, out.shape()}, x, matrix(), epilogue);
+            matmul(t.device(), t.arena(), out.result(), x, matrix(), epilogue);
         } else {
             T* kept = t.arena().template allocate<T>(out.size());
-            matmul(t.device(), t.arena(), view<T, out_shape>{kept, out.shape()}, x, matrix(), no_epilogue{});
+            matmul(t.device(), t.arena(), view<T, out_shape, Tape::memory>{kept, out.shape()}, x, matrix(),
+                   no_epilogue{});
             product = kept;
-            assign(t.device(), view<T, out_shape>{out.storage, out.shape()},
-                   epilogue(view<const T, out_shape>{product, out.shape()}));
+            assign(t.device(), out.result(), epilogue(const_view<T, out_shape, Tape::memory>{product, out.shape()}));
         }
     }
 
@@ -63,7 +63,7 @@ struct matmul_stage {
         // The epilogue is differentiated as an expression of the product. A linear one needs no values: any will do.
         gradient<T> adjoint{};
         const Out result{{product == nullptr ? out.storage : product, out.shape()}, &t, &adjoint, nullptr};
-        accumulate_gradients(t, epilogue(result), view<const T, out_shape>{out.adjoint->data, out.shape()});
+        accumulate_gradients(t, epilogue(result), out.cotangent());
         const T* g = adjoint.data;
         if constexpr (requires { weights.adjoint; }) {
             if (weights.adjoint != nullptr) {
@@ -94,7 +94,7 @@ auto record_matmul(const X& input, const W& weights, const auto& extents, const 
         throw error("shapes do not fit", "matmul", "x " + to_string(input.shape()) + ", W " + to_string(extents));
     auto out = t.template result<T>(
         with_last_extent<matmul_shapes<typename X::shape_type, weights_shape>::out>(input.shape(), extents.rows()));
-    const auto result = e(view<const T, typename decltype(out)::shape_type>{out.data, out.shape()});
+    const auto result = e(std::as_const(out));
     require_same_shape(result.shape(), out.shape(), "epilogue of matmul");
     t.record(matmul_stage<X, W, E, decltype(out)>{input, weights, e, out});
     return out;

@@ -47,7 +47,7 @@ struct positions_stage {
     void backward(Tape& t) {
         if (!out.adjoint->written) return;
         const T* g = out.adjoint->data;
-        accumulate_gradients(t, input, const_view<T, typename Out::shape_type>{g, out.shape()});
+        accumulate_gradients(t, input, out.cotangent());
         const auto add_sums = [&](const auto& rows, std::size_t count) {
             add_input_gradient(t, rows, [&](T* sums, write how) {
                 sum_over_images(t.device(), sums, g, out.rows() / position.rows(), position.rows(), count, out.cols(),

@@ -9,23 +9,17 @@ namespace psae {
 
 namespace detail {
 
-template <class T>
-using column_view = view<const T, shape<dyn, 1>>;
-
 template <class N, class Out>
 struct evaluate_stage {
     N argument;
     Out out;
     template <class Tape>
     void forward(Tape& t) {
-        assign(t.device(), view<typename N::value_type, typename Out::shape_type>{out.storage, out.shape()}, argument);
+        assign(t.device(), out.result(), argument);
     }
     template <class Tape>
     void backward(Tape& t) {
-        if (out.adjoint->written)
-            accumulate_gradients(
-                t, argument,
-                view<const typename N::value_type, typename Out::shape_type>{out.adjoint->data, out.shape()});
+        if (out.adjoint->written) accumulate_gradients(t, argument, out.cotangent());
     }
 };
 
@@ -42,8 +36,7 @@ struct sum_stage {
     }
     template <class Tape>
     void backward(Tape& t) {
-        using T = typename N::value_type;
-        if (out.adjoint->written) accumulate_gradients(t, argument, column_view<T>{out.adjoint->data, out.shape()});
+        if (out.adjoint->written) accumulate_gradients(t, argument, out.cotangent());
     }
 };
 
@@ -55,16 +48,14 @@ struct mean_stage {
     template <class Tape>
     void forward(Tape& t) {
         const auto s = argument.shape();
-        *out.storage = static_cast<typename N::value_type>(total(t.device(), t.arena(), argument, s.rows(), s.cols()) /
-                                                           static_cast<double>(count));
+        total(t.device(), t.arena(), out.storage, argument, s.rows(), s.cols(), 1 / static_cast<double>(count));
     }
     template <class Tape>
     void backward(Tape& t) {
         using T = typename N::value_type;
         if (out.adjoint->written)
             accumulate_gradients(t, argument,
-                                 make_map(times{}, view<const T, shape<>>{out.adjoint->data, {}},
-                                          constant_node<T>{T(1) / static_cast<T>(count)}));
+                                 make_map(times{}, out.cotangent(), constant_node<T>{T(1) / static_cast<T>(count)}));
     }
 };
 
@@ -75,18 +66,17 @@ struct column_mean_stage {
     template <class Tape>
     void forward(Tape& t) {
         const std::size_t rows = argument.shape().rows(), cols = argument.shape().cols();
+        using T = typename N::value_type;
         column_sums(t.device(), t.arena(), out.storage, argument, rows, cols);
-        for (std::size_t c = 0; c < cols; ++c) out.storage[c] /= static_cast<typename N::value_type>(rows);
+        assign(t.device(), out.result(), make_map(divides{}, out, constant_node<T>{static_cast<T>(rows)}));
     }
     template <class Tape>
     void backward(Tape& t) {
         using T = typename N::value_type;
         const std::size_t rows = argument.shape().rows();
         if (out.adjoint->written)
-            accumulate_gradients(
-                t, argument,
-                make_map(times{}, view<const T, typename Out::shape_type>{out.adjoint->data, out.shape()},
-                         constant_node<T>{T(1) / static_cast<T>(rows)}));
+            accumulate_gradients(t, argument,
+                                 make_map(times{}, out.cotangent(), constant_node<T>{T(1) / static_cast<T>(rows)}));
     }
 };
 
