@@ -4,10 +4,10 @@
 
 #include <psae/sae/inference.hpp>
 
-#define PATCHSAE_ENCODER(Activation)                                                                            \
-    template psae::encode_result<float, Activation> psae::encode<float, Activation>(                            \
-        cpu&, arena<>&, codes_view<float>&, const float*, std::size_t, std::size_t, const float*, const float*, \
-        std::size_t, const Activation&, const latent_set*)
+#define PATCHSAE_ENCODER(Activation)                                                                             \
+    template void psae::encode<float, Activation>(cpu&, arena<>&, codes_view<float>&, const float*, std::size_t, \
+                                                  std::size_t, const float*, const float*, std::size_t,          \
+                                                  const Activation&, const latent_set*, float*)
 
 extern PATCHSAE_ENCODER(psae::relu);
 extern PATCHSAE_ENCODER(psae::top_k);
