@@ -74,22 +74,32 @@ __device__ void add_gradient_elements(row_pack<T, width>& sum, const gradient_pa
     for (unsigned p = 0; p < g.product_count; ++p) {
         const auto& product = g.products[p];
         if (!product.range.has(f)) continue;
+        std::size_t first = product.latent_offsets[f];
         const std::size_t end = product.latent_offsets[f + 1];
-        constexpr unsigned together = 4;  // entries whose loads are under way at once
-        for (std::size_t first = product.latent_offsets[f]; first < end; first += together) {
-            T weight[together];
-            row_pack<T, width> source[together] = {};
-            for (unsigned i = 0; i < together; ++i)
-                weight[i] = first + i < end ? product.weights[product.entry_by_latent[first + i]] : T(0);
-            if (product.rows == nullptr) {
-                for (unsigned i = 0; i < together; ++i)
-                    if (c == 0) sum.of[0] += weight[i];
-                continue;
+        if (product.rows == nullptr) {
+            for (; c == 0 && first < end; ++first) sum.of[0] += product.weights[product.entry_by_latent[first]];
+            continue;
+        }
+        // The rows of some entries are under way at once, and with them what leads to the next.
+        constexpr unsigned together = 4;
+        T weight[together];
+        std::uint32_t token[together];
+        const auto fetch = [&](std::size_t from) {
+            for (unsigned i = 0; i < together; ++i) {
+                const bool present = from + i < end;
+                weight[i] = present ? product.weights[product.entry_by_latent[from + i]] : T(0);
+                token[i] = present ? product.token_by_latent[from + i] : 0;
             }
-            for (unsigned i = 0; i < together; ++i)
-                if (weight[i] != 0)
-                    source[i] = load_pack<width>(product.rows + product.token_by_latent[first + i] * cols + c);
-            for (unsigned i = 0; i < together; ++i) add_multiple(sum, weight[i], source[i]);
+        };
+        for (fetch(first); first < end; first += together) {
+            T now[together];
+            row_pack<T, width> source[together] = {};
+            for (unsigned i = 0; i < together; ++i) {
+                now[i] = weight[i];
+                if (now[i] != 0) source[i] = load_pack<width>(product.rows + token[i] * cols + c);
+            }
+            fetch(first + together);
+            for (unsigned i = 0; i < together; ++i) add_multiple(sum, now[i], source[i]);
         }
     }
     for (unsigned m = 0; m < g.multiple_count; ++m) {

@@ -100,8 +100,8 @@ __device__ T parallel_component(row_pack<T, width>& values, const row_source<T>&
     T product = 0;
     if (r < from.count) {
         for (std::size_t at = c; at < cols; at += step) {
-            const auto now = from.template elements<width>(r, at, cols);
             const auto along = load_pack<width>(w + (from.first + r) * cols + at);
+            const auto now = from.template elements<width>(r, at, cols);
             for (unsigned i = 0; i < width; ++i) product += now.of[i] * along.of[i];
             if (at == c) values = now;
         }
@@ -121,9 +121,9 @@ __device__ void each_gradient_pack(const row_source<T>& from, const row_update<T
     if (u.projected) parallel = parallel_component(values, from, u.w, r, c, cols, step, threads_of_row);
     if (r >= from.count) return;
     for (std::size_t at = c; at < cols; at += step * gridDim.y) {
-        if (!u.projected || at > c) values = from.template elements<width>(r, at, cols);
         const std::size_t place = (from.first + r) * cols + at;
         const auto w = load_pack<width>(u.w + place);
+        if (!u.projected || at > c) values = from.template elements<width>(r, at, cols);
         if (u.projected)
             for (unsigned i = 0; i < width; ++i) values.of[i] -= parallel * w.of[i];
         f(values, w, place);
@@ -135,9 +135,20 @@ __global__ void __launch_bounds__(most_row_threads)
     update_rows_kernel(row_source<T> from, row_update<T> u, adam_update<T> update, unsigned threads_of_row) {
     if (!u.goes()) return;
     const T clipping = u.clipping();
+    const auto [r, thread] = place_in_rows(threads_of_row);
+    const std::size_t c = (std::size_t{blockIdx.y} * threads_of_row + thread) * width,
+                      first_place = (from.first + r) * u.cols + c;
+    row_pack<T, width> m{}, v{};
+    if (r < from.count && c < u.cols) {  // under way while the gradient is made
+        m = load_pack<width>(u.m + first_place);
+        v = load_pack<width>(u.v + first_place);
+    }
     each_gradient_pack<width>(
         from, u, threads_of_row, [&](const row_pack<T, width>& g, row_pack<T, width> w, std::size_t place) {
-            auto m = load_pack<width>(u.m + place), v = load_pack<width>(u.v + place);
+            if (place != first_place) {
+                m = load_pack<width>(u.m + place);
+                v = load_pack<width>(u.v + place);
+            }
             for (unsigned i = 0; i < width; ++i)
                 update(w.of[i], m.of[i], v.of[i], clipping != T(1) ? g.of[i] * clipping : g.of[i]);
             store_pack(u.w + place, w);
