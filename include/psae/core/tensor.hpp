@@ -81,7 +81,7 @@ private:
 template <class T, class Shape, space Space = space::host>
 using const_view = view<const T, Shape, Space>;
 
-// Allocation in a memory space: zeroed bytes, aligned to 64, released by `release`.
+// Allocation in a memory space: zeroed bytes, aligned to 64, released by `release`; and copies into it, done on return.
 template <space Space>
 struct memory_space;
 
@@ -100,6 +100,9 @@ struct memory_space<space::host> {
         return p;
     }
     static void release(void* p, std::size_t) { std::free(p); }
+    static void copy_from_host(void* to, const void* from, std::size_t bytes) {
+        if (bytes > 0) std::memcpy(to, from, bytes);
+    }
 };
 
 // Owns its memory; zeroed on construction; moves, and copies only by clone().

@@ -15,6 +15,7 @@
 #include <psae/cpu/pointwise.hpp>
 #include <psae/cpu/register_tile.hpp>
 #include <psae/expr/epilogue.hpp>
+#include <psae/stage/matmul.hpp>
 
 namespace psae {
 
@@ -58,6 +59,12 @@ private:
 
     Shape extents_{};
     tensor<T, psae::shape<dyn>> memory_;
+};
+
+template <>
+struct weights_of<cpu> {
+    template <class T, class Shape>
+    using packed = packed_matrix<T, Shape>;
 };
 
 namespace detail {

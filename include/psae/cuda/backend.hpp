@@ -16,6 +16,8 @@ namespace psae {
 
 namespace detail {
 
+class product_plans;  // gemm.hpp
+
 inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
         throw error("CUDA: " + std::string(cudaGetErrorString(status)), what, cudaGetErrorName(status));
@@ -40,6 +42,10 @@ struct memory_space<space::device> {
     static void release(void* p, std::size_t) {
         cudaDeviceSynchronize();  // whatever stream still uses it
         cudaFreeAsync(p, nullptr);
+    }
+    static void copy_from_host(void* to, const void* from, std::size_t bytes) {
+        detail::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, nullptr), "copy to the GPU");
+        detail::check(cudaStreamSynchronize(nullptr), "copy to the GPU");
     }
 
 private:
@@ -75,6 +81,8 @@ public:
     // Scratch memory of cuBLAS, for one product at a time of this stream.
     void* workspace() const { return of_->workspace; }
     static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
+    // What products have looked up; made when first needed.
+    std::shared_ptr<detail::product_plans>& product_plans() const { return of_->product_plans; }
     int multiprocessors() const { return of_->properties.multiProcessorCount; }
     std::size_t l2_bytes() const { return static_cast<std::size_t>(of_->properties.l2CacheSize); }
     const char* name() const { return of_->properties.name; }
@@ -105,6 +113,7 @@ private:
         context& operator=(const context&) = delete;
         ~context() {
             cudaStreamSynchronize(stream);
+            product_plans.reset();
             cudaFree(workspace);
             cublasLtDestroy(blas);
             cudaStreamDestroy(stream);
@@ -113,6 +122,7 @@ private:
         cudaStream_t stream = nullptr;
         cublasLtHandle_t blas = nullptr;
         void* workspace = nullptr;
+        std::shared_ptr<detail::product_plans> product_plans;
     };
     std::shared_ptr<context> of_;
 };

@@ -14,6 +14,10 @@ concept packed_weights = requires(const W& w) {
     w.shape();
 };
 
+// What a backend packs frozen weights into: `packed<T, Shape>`, made from a view of the host.
+template <class Backend>
+struct weights_of;
+
 namespace detail {
 
 template <class X, class W>

@@ -17,14 +17,15 @@
 namespace psae {
 
 // The tower in stages: on a tape in infer mode each runs at once; in train mode the gradient of whatever follows flows
-// back to the tokens or the pixels. T is float, or double to check gradients. The weights are frozen.
-template <class Config, class T = float>
+// back to the tokens or the pixels. T is float, or double to check gradients. The weights are frozen, in the memory of a
+// backend.
+template <class Config, class T = float, class Backend = cpu>
 class clip_vision {
     static constexpr std::size_t d = Config::width, m = Config::mlp, inputs = 3 * Config::patch * Config::patch;
     static constexpr double eps = 1e-5;
 
 public:
-    using block_type = transformer_block<T, d, m, Config::heads, typename Config::activation_function>;
+    using block_type = transformer_block<T, d, m, Config::heads, typename Config::activation_function, Backend>;
     using pixels_shape = shape<dyn, 3, Config::image, Config::image>;
     using tokens_shape = shape<dyn, d>;  // [images * tokens, d]
 
@@ -64,37 +65,42 @@ public:
     }
 
 private:
-    tensor<T, shape<d>> class_embedding_, pre_gain_, pre_shift_, post_gain_, post_shift_;
-    tensor<T, shape<Config::tokens, d>> position_;
-    packed_matrix<T, shape<d, inputs>> W_patch_;
-    packed_matrix<T, shape<Config::projection, d>> W_projection_;
+    typename block_type::template row<d> class_embedding_, pre_gain_, pre_shift_, post_gain_, post_shift_;
+    tensor<T, shape<Config::tokens, d>, Backend::memory> position_;
+    typename block_type::template matrix<d, inputs> W_patch_;
+    typename block_type::template matrix<Config::projection, d> W_projection_;
     std::vector<block_type> blocks_;
 };
 
 // <e, direction>, e being the image embedding of unit length that follows from one image's hidden state `first`, and its
-// gradient with respect to those tokens. tokens, gradient: [each, d]; direction: [projection].
-template <class Config, class T>
-T embedding_gradient(const cpu& device, arena<>& scratch, const clip_vision<Config, T>& model, const T* tokens,
-                     std::size_t first, const T* direction, T* gradient, std::size_t each = Config::tokens) {
-    cpu backend = device;
+// gradient with respect to those tokens. tokens, gradient: [each, d]; direction: [projection]; all in memory of the
+// backend.
+template <class Config, class T, class Backend>
+T embedding_gradient(const Backend& device, arena<Backend::memory>& scratch,
+                     const clip_vision<Config, T, Backend>& model, const T* tokens, std::size_t first,
+                     const T* direction, T* gradient, std::size_t each = Config::tokens) {
+    Backend backend = device;
+    arena<> records;
     const auto mark = scratch.position();
-    tape<cpu> t(backend, scratch, mode::train);
-    using tokens_shape = typename clip_vision<Config, T>::tokens_shape;
-    const auto x = t.variable_of(view<const T, tokens_shape>{tokens, tokens_shape{each}});
+    tape<Backend> t(backend, scratch, records, mode::train);
+    using tokens_shape = shape<dyn, Config::width>;
+    const auto x = t.variable_of(const_view<T, tokens_shape, Backend::memory>{tokens, tokens_shape{each}});
     auto h = x;
     for (std::size_t i = first; i < Config::layers; ++i) h = model.block(i, h, each);
     const auto e = model.project(h, each);
-    const auto value = mean(sum(e * const_view<T, shape<Config::projection>>{direction, {}}) / norm(e));
+    const auto value =
+        mean(sum(e * const_view<T, shape<Config::projection>, Backend::memory>{direction, {}}) / norm(e));
     t.run();
     backward(t, value);
-    std::copy_n(x.adjoint->data, each * Config::width, gradient);
-    const T result = *value.data;
+    assign(backend, view<T, tokens_shape, Backend::memory>{gradient, tokens_shape{each}},
+           const_view<T, tokens_shape, Backend::memory>{x.adjoint->data, tokens_shape{each}});
+    const T result = read(backend, value.data);
     scratch.release_to(mark);
     return result;
 }
 
 // A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(),
-// width()].
+// width()]. All arrays are the host's, whatever device computes.
 class vision_tower {
 public:
     virtual ~vision_tower() = default;
@@ -134,21 +140,24 @@ public:
 
 // The tower of a configuration behind that interface, for inference. Scratch memory is given back block by block.
 // Prompts stand behind the patches; they have no position, but pass the layer norm before the blocks.
-template <class Config>
+// On the CPU it computes where and with as many threads as it is told; on another device it has its own memory there,
+// and takes and gives arrays of the host.
+template <class Config, class Backend = cpu>
 class clip_vision_tower final : public vision_tower {
-    using model_type = clip_vision<Config>;
+    using model_type = clip_vision<Config, float, Backend>;
+    static constexpr bool on_host = Backend::memory == space::host;
 
 public:
     // psae::error if the prompts do not fit the tower.
     template <class Source>
-    explicit clip_vision_tower(const Source& source, deep_prompts prompts = {})
-        : model_(source), prompts_(std::move(prompts)) {
+    explicit clip_vision_tower(const Source& source, deep_prompts prompts = {}, const Backend& device = Backend())
+        : model_(source), prompts_(std::move(prompts)), device_(device) {
         if (prompts_.count == 0) return;
         prompts_.require_fit(Config::width, Config::layers, Config::name);
         arena<> scratch;
         float* first = prompts_.rows[0].data();
-        detail::infer(cpu(1), scratch, first, typename model_type::tokens_shape{prompts_.count}, first,
-                      [&](const auto& x) { return model_.pre_norm(x); });
+        infer(cpu(1), scratch, first, tokens_shape{prompts_.count}, first, prompts_.count * Config::width,
+              [&](const auto& x) { return model_.pre_norm(x); });
     }
 
     const char* name() const override { return Config::name; }
@@ -161,10 +170,10 @@ public:
 
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
-        detail::infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens,
-                      [&](const auto& x) { return model_.embed(x); });
-        if (prompts() == 0) return;
         constexpr std::size_t own = Config::tokens * Config::width;
+        infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens, images * own,
+              [&](const auto& x) { return model_.embed(x); });
+        if (prompts() == 0) return;
         for (std::size_t i = images; i-- > 0;)  // to their places among prompts, the last image first
             std::copy_backward(tokens + i * own, tokens + (i + 1) * own,
                                tokens + i * this->tokens() * Config::width + own);
@@ -172,25 +181,24 @@ public:
     }
     void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
              std::size_t last) const override {
-        for (std::size_t i = first; i < last; ++i) {
+        for (std::size_t i = first, end; i < last; i = end) {
             if (i > 0) prompts_.put(i, tokens, images, this->tokens(), Config::tokens);
-            detail::infer_blocks<Config::width, Config::mlp>(
-                device, scratch, tokens, images, this->tokens(), i, i + 1,
-                [&](std::size_t b, const auto& x) { return model_.block(b, x, this->tokens()); });
+            end = prompts_.depth() > i + 1 ? i + 1 : last;  // the next prompts, if any, are put in there
+            run_blocks(device, scratch, tokens, images, i, end);
         }
     }
     void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                  bool normalised) const override {
-        const std::size_t each = this->tokens();
-        const typename model_type::tokens_shape extents{images * each};
+        const std::size_t each = this->tokens(), size = images * Config::projection;
+        const tokens_shape extents{images * each};
         if (normalised)
-            detail::infer(device, scratch, tokens, extents, embeds, [&](const auto& x) {
+            infer(device, scratch, tokens, extents, embeds, size, [&](const auto& x) {
                 const auto e = model_.project(x, each);
                 return e / norm(e);
             });
         else
-            detail::infer(device, scratch, tokens, extents, embeds,
-                          [&](const auto& x) { return model_.project(x, each); });
+            infer(device, scratch, tokens, extents, embeds, size,
+                  [&](const auto& x) { return model_.project(x, each); });
     }
     float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                         const float* direction, float* gradient) const override {
@@ -199,12 +207,65 @@ public:
                         "they are put in before blocks 0 to " + std::to_string(prompts_.depth() - 1) +
                             ", the tokens are hidden state " + std::to_string(first),
                         "choose a later layer");
-        return embedding_gradient(device, scratch, model_, tokens, first, direction, gradient, this->tokens());
+        const std::size_t each = this->tokens(), size = each * Config::width;
+        if constexpr (on_host) {
+            return embedding_gradient(device, scratch, model_, tokens, first, direction, gradient, each);
+        } else {
+            memory_.reset();
+            float *x = uploaded(tokens, size), *along = uploaded(direction, Config::projection),
+                  *dx = memory_.template allocate<float>(size);
+            const float value = embedding_gradient(device_, memory_, model_, static_cast<const float*>(x), first,
+                                                   static_cast<const float*>(along), dx, each);
+            download(device_, gradient, dx, size);
+            return value;
+        }
     }
 
 private:
+    using tokens_shape = typename model_type::tokens_shape;
+
+    float* uploaded(const float* from, std::size_t count) const {
+        float* there = memory_.template allocate<float>(count);
+        upload(device_, there, from, count);
+        return there;
+    }
+    // out [count] = stages(x).
+    template <class Shape, class Stages>
+    void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out, std::size_t count,
+               const Stages& stages) const {
+        if constexpr (on_host) {
+            detail::infer(device, scratch, x, extents, out, stages);
+        } else {
+            memory_.reset();
+            const float* in = uploaded(x, extents.size());
+            float* result = memory_.template allocate<float>(count);
+            detail::infer(device_, memory_, in, extents, result, stages);
+            download(device_, out, result, count);
+        }
+    }
+    // Blocks first .. last on tokens of the host, in place.
+    void run_blocks(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
+                    std::size_t last) const {
+        const auto blocks = [&](const auto& backend, auto& memory, float* x) {
+            detail::infer_blocks<Config::width, Config::mlp>(
+                backend, memory, x, images, this->tokens(), first, last,
+                [&](std::size_t b, const auto& h) { return model_.block(b, h, this->tokens()); });
+        };
+        if constexpr (on_host) {
+            blocks(device, scratch, tokens);
+        } else {
+            const std::size_t size = images * this->tokens() * Config::width;
+            memory_.reset();
+            float* x = uploaded(tokens, size);
+            blocks(device_, memory_, x);
+            download(device_, tokens, x, size);
+        }
+    }
+
     model_type model_;
     deep_prompts prompts_;  // the first after the layer norm
+    [[no_unique_address]] Backend device_;
+    mutable arena<Backend::memory> memory_;  // of another device than the host; one call at a time
 };
 
 }  // namespace psae

@@ -179,16 +179,17 @@ inline void require_fit(const maple_adapter* adapter, const std::filesystem::pat
     adapter->require_fit(vision.width, vision.layers, text.width, text.layers, text.context, directory.string());
 }
 
-// The model of a directory, as an adapter (nullptr: none) changes it. Throws psae::error naming the differing fields of
-// the nearest configuration if none fits, and for an adapter of another model.
-template <class List = known_clip_configs>
+// The model of a directory, as an adapter (nullptr: none) changes it, on a device. Throws psae::error naming the
+// differing fields of the nearest configuration if none fits, and for an adapter of another model.
+template <class List = known_clip_configs, class Backend = cpu>
 std::unique_ptr<vision_tower> load_clip_vision(const std::filesystem::path& directory, List list = {},
-                                               const maple_adapter* adapter = nullptr) {
+                                               const maple_adapter* adapter = nullptr,
+                                               const Backend& device = Backend()) {
     const auto path = directory / "config.json";
     require_fit(adapter, directory);
     return detail::make_tower<vision_tower>(read_clip_numbers(path), path.string(), list, [&]<class C>(C) {
-        return std::make_unique<clip_vision_tower<C>>(adapted_weights(directory, adapter),
-                                                      adapter == nullptr ? deep_prompts{} : adapter->vision());
+        return std::make_unique<clip_vision_tower<C, Backend>>(
+            adapted_weights(directory, adapter), adapter == nullptr ? deep_prompts{} : adapter->vision(), device);
     });
 }
 

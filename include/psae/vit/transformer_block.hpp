@@ -1,7 +1,7 @@
 #pragma once
 // One block of a vision transformer, normalised before each part: attention, then a perceptron of two layers, each with
-// a residual connection. Its weights are frozen and packed; gradients flow to its input. And what towers of such blocks
-// share: reading weights by name, and inference.
+// a residual connection. Its weights are frozen and packed, in the memory of a backend; gradients flow to its input. And
+// what towers of such blocks share: reading weights by name, and inference.
 
 #include <algorithm>
 #include <cstddef>
@@ -29,15 +29,14 @@ public:
     std::vector<float> values(const std::string& name, const std::vector<std::size_t>& shape) const {
         return source_.read(prefix_ + name, shape);
     }
-    template <class T, class Shape>
-    void read(tensor<T, Shape>& to, const std::string& name) const {
+    template <class T, class Shape, space Space>
+    void read(tensor<T, Shape, Space>& to, const std::string& name) const {
         std::vector<std::size_t> extents;
         for (std::size_t axis = 0; axis < Shape::rank; ++axis) extents.push_back(to.shape().extent(axis));
-        const auto from = values(name, extents);
-        std::copy(from.begin(), from.end(), to.begin());
+        fill(to, values(name, extents));
     }
-    template <class T, class Shape>
-    void read(packed_matrix<T, Shape>& to, const std::string& name) const {
+    template <packed_weights W>
+    void read(W& to, const std::string& name) const {
         pack(to, values(name, {to.rows(), to.cols()}));
     }
     // weight and bias of a linear layer, or gain and shift of a layer norm.
@@ -46,11 +45,16 @@ public:
         read(weight, name + ".weight");
         read(bias, name + ".bias");
     }
-    template <class T, class Shape>
-    static void pack(packed_matrix<T, Shape>& to, const std::vector<float>& from) {
-        tensor<T, Shape> plain;
+    template <class T, class Shape, space Space>
+    static void fill(tensor<T, Shape, Space>& to, const std::vector<float>& from) {
+        const std::vector<T> converted(from.begin(), from.end());
+        memory_space<Space>::copy_from_host(to.data(), converted.data(), converted.size() * sizeof(T));
+    }
+    template <packed_weights W>
+    static void pack(W& to, const std::vector<float>& from) {
+        tensor<typename W::value_type, typename W::shape_type> plain;
         std::copy(from.begin(), from.end(), plain.begin());
-        to = packed_matrix<T, Shape>(std::as_const(plain).view());
+        to = W(std::as_const(plain).view());
     }
 
 private:
@@ -58,19 +62,23 @@ private:
     std::string prefix_;
 };
 
-template <class T, std::size_t Width, std::size_t Mlp, std::size_t Heads, class Activation>
+template <class T, std::size_t Width, std::size_t Mlp, std::size_t Heads, class Activation, class Backend = cpu>
 struct transformer_block {
     static_assert(Width % Heads == 0, "psae: a transformer's width is a whole number of heads");
+    template <std::size_t Out, std::size_t In>
+    using matrix = typename weights_of<Backend>::template packed<T, shape<Out, In>>;
+    template <std::size_t Size>
+    using row = tensor<T, shape<Size>, Backend::memory>;
 
-    tensor<T, shape<Width>> gain_1, shift_1, gain_2, shift_2;  // of the two layer norms
-    packed_matrix<T, shape<3 * Width, Width>> W_qkv;           // queries, keys, values, heads within each
-    tensor<T, shape<3 * Width>> b_qkv;
-    packed_matrix<T, shape<Width, Width>> W_out;
-    tensor<T, shape<Width>> b_out;
-    packed_matrix<T, shape<Mlp, Width>> W_1;
-    tensor<T, shape<Mlp>> b_1;
-    packed_matrix<T, shape<Width, Mlp>> W_2;
-    tensor<T, shape<Width>> b_2;
+    row<Width> gain_1, shift_1, gain_2, shift_2;  // of the two layer norms
+    matrix<3 * Width, Width> W_qkv;               // queries, keys, values, heads within each
+    row<3 * Width> b_qkv;
+    matrix<Width, Width> W_out;
+    row<Width> b_out;
+    matrix<Mlp, Width> W_1;
+    row<Mlp> b_1;
+    matrix<Width, Mlp> W_2;
+    row<Width> b_2;
     double eps = 1e-5;
     bool causal = false;  // tokens attend to no later ones
 
@@ -86,7 +94,7 @@ struct transformer_block {
             qkv_bias.insert(qkv_bias.end(), bias.begin(), bias.end());
         }
         weights.pack(W_qkv, qkv);
-        std::copy(qkv_bias.begin(), qkv_bias.end(), b_qkv.begin());
+        weights.fill(b_qkv, qkv_bias);
         weights.read(W_out, b_out, "self_attn.out_proj");
         weights.read(W_1, b_1, "mlp.fc1");
         weights.read(W_2, b_2, "mlp.fc2");
@@ -104,25 +112,26 @@ struct transformer_block {
 
 namespace detail {
 
-// out = stages(x); what the stages used of the scratch memory is given back.
-template <class Shape, class Stages>
-void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out,
+// out = stages(x), both in the backend's memory; what the stages used of the scratch memory is given back.
+template <class Backend, class Shape, class Stages>
+void infer(const Backend& device, arena<Backend::memory>& scratch, const float* x, const Shape& extents, float* out,
            const Stages& stages) {
-    cpu backend = device;
+    Backend backend = device;
+    arena<> records;
     const auto mark = scratch.position();
-    tape<cpu> t(backend, scratch, mode::infer);
-    const auto result = stages(t.input(view<const float, Shape>{x, extents}));
-    assign(backend, view<float, typename decltype(result)::shape_type>{out, result.shape()}, result);
+    tape<Backend> t(backend, scratch, records, mode::infer);
+    const auto result = stages(t.input(const_view<float, Shape, Backend::memory>{x, extents}));
+    assign(backend, view<float, typename decltype(result)::shape_type, Backend::memory>{out, result.shape()}, result);
     scratch.release_to(mark);
 }
 
 // Hidden state `first` to hidden state `last` of a tower, in place; block(i, x) gives hidden state i + 1. x: [sequences
-// * tokens, Width]. A few sequences at a time, so that the widest activations, [rows, Mlp], stay in the second-level
-// cache.
-template <std::size_t Width, std::size_t Mlp, class Block>
-void infer_blocks(const cpu& device, arena<>& scratch, float* x, std::size_t sequences, std::size_t tokens,
-                  std::size_t first, std::size_t last, const Block& block) {
-    constexpr std::size_t most_bytes = 5 << 19;
+// * tokens, Width]. A few sequences at a time, so that the widest activations, [rows, Mlp], stay in the CPU's
+// second-level cache; on other devices as many as fill it.
+template <std::size_t Width, std::size_t Mlp, class Backend, class Block>
+void infer_blocks(const Backend& device, arena<Backend::memory>& scratch, float* x, std::size_t sequences,
+                  std::size_t tokens, std::size_t first, std::size_t last, const Block& block) {
+    constexpr std::size_t most_bytes = Backend::memory == space::host ? 5 << 19 : 1 << 29;
     const std::size_t at_once = std::max<std::size_t>(1, most_bytes / (sizeof(float) * Mlp * tokens));
     for (std::size_t i = first; i < last; ++i)
         for (std::size_t s = 0; s < sequences; s += at_once) {

@@ -1,0 +1,30 @@
+// Training on the GPU, compiled by nvcc apart from the rest of the program.
+#include <psae/cuda.hpp>
+
+#include "runs.hpp"
+
+namespace patchsae {
+
+template <class Variant>
+std::unique_ptr<psae::any_training_run> make_gpu_run(Variant sae, const psae::training_options& training,
+                                                     psae::training_run_options run, const psae::cpu& host, int gpu,
+                                                     psae::precision products, std::span<const float> held_out) {
+    psae::cuda device(gpu);
+    device.products = products;
+    return std::make_unique<psae::training_run<Variant, psae::cuda>>(std::move(sae), training, std::move(run), host,
+                                                                     device, held_out);
+}
+
+#define PATCHSAE_GPU_RUN(...)                                                                                     \
+    template std::unique_ptr<psae::any_training_run> make_gpu_run(                                                \
+        __VA_ARGS__, const psae::training_options&, psae::training_run_options, const psae::cpu&, int,            \
+        psae::precision, std::span<const float>)
+PATCHSAE_GPU_RUN(psae::patchsae<>);
+PATCHSAE_GPU_RUN(psae::topk<>);
+PATCHSAE_GPU_RUN(psae::batch_topk<>);
+PATCHSAE_GPU_RUN(psae::matryoshka<psae::batch_topk<>>);
+PATCHSAE_GPU_RUN(jump_relu);
+PATCHSAE_GPU_RUN(psae::gated<>);
+#undef PATCHSAE_GPU_RUN
+
+}  // namespace patchsae

@@ -1,0 +1,223 @@
+#pragma once
+// Matrix products on the GPU, by cuBLASLt. What it takes for a product (descriptions, and the algorithm that its
+// heuristic names) is looked up once for a shape and kept with the backend.
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <type_traits>
+
+#include <cublasLt.h>
+
+#include <psae/core/arena.hpp>
+#include <psae/core/element.hpp>
+#include <psae/cuda/rows.hpp>
+#include <psae/expr/node.hpp>
+
+namespace psae {
+
+namespace detail {
+
+// A product as cuBLASLt sees it.
+struct product_shape {
+    cudaDataType_t operands, result;
+    cublasComputeType_t compute;
+    bool transpose_a, transpose_b;
+    std::size_t M, N, K, lda, ldb, ldc;
+    std::uint32_t alignment_a, alignment_b, alignment_c;  // in bytes
+
+    auto operator<=>(const product_shape&) const = default;
+};
+
+// What the address is a multiple of, up to the 256 bytes that cuBLASLt makes use of.
+inline std::uint32_t alignment_of(const void* p) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p) | 256;
+    return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
+// cuBLASLt's matrices are column-major: row-major [M, N] is its [N, M]. So C = op(A) op(B) is computed as
+// C^T = op(B)^T op(A)^T, B being its first operand.
+class product_plan {
+public:
+    product_plan(const cuda& device, const product_shape& s) {
+        check(cublasLtMatmulDescCreate(out(what_), s.compute, s.result), "product");
+        set(CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+        set(CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+        const auto layout = [](owner<cublasLtMatrixLayout_t>& to, cudaDataType_t type, std::size_t rows,
+                               std::size_t cols, std::size_t ld) {
+            check(cublasLtMatrixLayoutCreate(out(to), type, cols, rows, static_cast<std::int64_t>(ld)), "product");
+        };
+        layout(a_, s.operands, s.transpose_a ? s.K : s.M, s.transpose_a ? s.M : s.K, s.lda);
+        layout(b_, s.operands, s.transpose_b ? s.N : s.K, s.transpose_b ? s.K : s.N, s.ldb);
+        layout(c_, s.result, s.M, s.N, s.ldc);
+
+        owner<cublasLtMatmulPreference_t> preference;
+        check(cublasLtMatmulPreferenceCreate(out(preference)), "product");
+        const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+            check(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &value, sizeof(value)), "product");
+        };
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{cuda::workspace_bytes});
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, s.alignment_b);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, s.alignment_a);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, s.alignment_c);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, s.alignment_c);
+        cublasLtMatmulHeuristicResult_t found{};
+        int count = 0;
+        check(cublasLtMatmulAlgoGetHeuristic(device.blas(), what_.get(), b_.get(), a_.get(), c_.get(), c_.get(),
+                                             preference.get(), 1, &found, &count),
+              "product");
+        if (count == 0)
+            throw error("cuBLAS knows no way to compute a matrix product", "product",
+                        std::to_string(s.M) + " x " + std::to_string(s.N) + " x " + std::to_string(s.K));
+        algorithm_ = found.algo;
+    }
+
+    template <class T>
+    void run(const cuda& device, T alpha, const void* A, const void* B, T beta, T* C) const {
+        check(cublasLtMatmul(device.blas(), what_.get(), &alpha, B, b_.get(), A, a_.get(), &beta, C, c_.get(), C,
+                             c_.get(), &algorithm_, device.workspace(), cuda::workspace_bytes, device.stream()),
+              "product");
+    }
+
+private:
+    struct destroy {
+        void operator()(cublasLtMatmulDesc_t d) const { cublasLtMatmulDescDestroy(d); }
+        void operator()(cublasLtMatrixLayout_t l) const { cublasLtMatrixLayoutDestroy(l); }
+        void operator()(cublasLtMatmulPreference_t p) const { cublasLtMatmulPreferenceDestroy(p); }
+    };
+    template <class Handle>
+    using owner = std::unique_ptr<std::remove_pointer_t<Handle>, destroy>;
+    // Where a C function is to put a handle.
+    template <class Owner>
+    struct out_handle {
+        Owner& to;
+        typename Owner::pointer made = nullptr;
+        operator typename Owner::pointer *() { return &made; }
+        ~out_handle() { to.reset(made); }
+    };
+    template <class Owner>
+    static out_handle<Owner> out(Owner& to) {
+        return {to};
+    }
+    void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t operation) {
+        check(cublasLtMatmulDescSetAttribute(what_.get(), attribute, &operation, sizeof(operation)), "product");
+    }
+
+    owner<cublasLtMatmulDesc_t> what_;
+    owner<cublasLtMatrixLayout_t> a_, b_, c_;
+    cublasLtMatmulAlgo_t algorithm_{};
+};
+
+class product_plans {
+public:
+    const product_plan& of(const cuda& device, const product_shape& s) {
+        auto found = plans_.find(s);
+        if (found == plans_.end()) {
+            constexpr std::size_t most = 1024;  // so that products of ever new shapes do not fill the memory
+            if (plans_.size() == most) plans_.clear();
+            found = plans_.try_emplace(s, device, s).first;
+        }
+        return found->second;
+    }
+
+private:
+    std::map<product_shape, product_plan> plans_;
+};
+
+// C [rows, cols] *= factor, where 0 overwrites.
+template <class T>
+__global__ void scale_kernel(T* C, std::size_t cols, std::size_t ldc, T factor) {
+    for (std::size_t col = threadIdx.x; col < cols; col += blockDim.x) {
+        T& c = C[blockIdx.x * ldc + col];
+        c = factor == T(0) ? T(0) : factor * c;
+    }
+}
+
+template <class T>
+void multiply(const cuda& device, cudaDataType_t operands, cudaDataType_t result, cublasComputeType_t compute,
+              bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K, T alpha, const void* A,
+              std::size_t lda, const void* B, std::size_t ldb, T beta, T* C, std::size_t ldc) {
+    if (M == 0 || N == 0) return;
+    if (K == 0) {
+        if (beta != T(1)) launch(device, scale_kernel<T>, static_cast<unsigned>(M), 256, 0, C, N, ldc, beta);
+        return;
+    }
+    auto& plans = device.product_plans();
+    if (plans == nullptr) plans = std::make_shared<product_plans>();
+    plans
+        ->of(device, {operands, result, compute, transpose_a, transpose_b, M, N, K, lda, ldb, ldc, alignment_of(A),
+                      alignment_of(B), alignment_of(C)})
+        .run(device, alpha, A, B, beta, C);
+}
+
+// out[i] = x[i] rounded, `width` of them for each thread.
+template <unsigned width>
+__global__ void round_kernel(bf16* out, const float* x, std::size_t count) {
+    const std::size_t first = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) * width;
+    if (first + width <= count) {
+        const auto values = load_pack<width>(x + first);
+        row_pack<bf16, width> rounded;
+        for (unsigned i = 0; i < width; ++i) rounded.of[i] = to_bf16(values.of[i]);
+        store_pack(out + first, rounded);
+    } else {
+        for (std::size_t i = first; i < count; ++i) out[i] = to_bf16(x[i]);
+    }
+}
+
+}  // namespace detail
+
+// C [M, N] = alpha * op(A) op(B) + beta * C, row-major with leading dimensions lda, ldb, ldc; op transposes where
+// asked. beta = 0 overwrites C whatever it holds. Floats are multiplied as they are, or cut to TF32 where
+// device.products is that.
+inline void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
+                 float alpha, const float* A, std::size_t lda, const float* B, std::size_t ldb, float beta, float* C,
+                 std::size_t ldc) {
+    detail::multiply(device, CUDA_R_32F, CUDA_R_32F,
+                     device.products == precision::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                     transpose_a, transpose_b, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+}
+inline void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
+                 double alpha, const double* A, std::size_t lda, const double* B, std::size_t ldb, double beta,
+                 double* C, std::size_t ldc) {
+    detail::multiply(device, CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F, transpose_a, transpose_b, M, N, K, alpha, A,
+                     lda, B, ldb, beta, C, ldc);
+}
+// The same of operands in bf16, summed in float.
+inline void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
+                 float alpha, const bf16* A, std::size_t lda, const bf16* B, std::size_t ldb, float beta, float* C,
+                 std::size_t ldc) {
+    detail::multiply(device, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F, transpose_a, transpose_b, M, N, K, alpha, A,
+                     lda, B, ldb, beta, C, ldc);
+}
+
+// out[i] = x[i] rounded. out, x: [count].
+inline void round_to_bf16(const cuda& device, bf16* out, const float* x, std::size_t count) {
+    constexpr unsigned threads = 256;
+    const bool wide = detail::alignment_of(x) >= 16 && detail::alignment_of(out) >= 8;
+    launch(device, wide ? detail::round_kernel<4> : detail::round_kernel<1>,
+           detail::blocks_of(count, threads * (wide ? 4 : 1)), threads, 0, out, x, count);
+}
+
+// C [M, N] (+)= op(A) op(B) without gaps, in the precision of the device; rounded operands stand in scratch memory.
+template <class T>
+void product(const cuda& device, arena<space::device>& scratch, bool transpose_a, bool transpose_b, std::size_t M,
+             std::size_t N, std::size_t K, const T* A, const T* B, write mode, T* C) {
+    const std::size_t lda = transpose_a ? M : K, ldb = transpose_b ? K : N;
+    const T beta = mode == write::add ? T(1) : T(0);
+    if constexpr (std::is_same_v<T, float>)
+        if (device.products == precision::bf16) {
+            const auto mark = scratch.position();
+            auto* a = scratch.allocate<bf16>(M * K);
+            auto* b = scratch.allocate<bf16>(N * K);
+            round_to_bf16(device, a, A, M * K);
+            round_to_bf16(device, b, B, N * K);
+            gemm(device, transpose_a, transpose_b, M, N, K, 1.0f, a, lda, b, ldb, beta, C, N);
+            scratch.release_to(mark);
+            return;
+        }
+    gemm(device, transpose_a, transpose_b, M, N, K, T(1), A, lda, B, ldb, beta, C, N);
+}
+
+}  // namespace psae
