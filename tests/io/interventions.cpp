@@ -10,6 +10,7 @@
 
 #include "../difference.hpp"
 #include "../pipeline.hpp"
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -227,8 +228,7 @@ TEST_CASE("interventions refuse what does not fit") {
 }
 
 TEST_CASE("class-level latents are read as they were written, and damaged files are refused") {
-    const auto folder = std::filesystem::temp_directory_path() / ("psae_classes_" + std::to_string(::getpid()));
-    std::filesystem::create_directories(folder);
+    const temporary_folder folder;
     const auto path = folder / "class_latents.npz";
     named_class_latents l{{}, {"cat", "M\xc3\xa4use, gro\xc3\x9f"}};
     l.counts.classes = 2, l.counts.latents = 3, l.counts.tokens_per_image = 17;
@@ -294,7 +294,6 @@ TEST_CASE("class-level latents are read as they were written, and damaged files 
                Catch::Contains("array classes"));
     CHECK_THAT(damaged([](arrays& a) { a["what"].strings[0] = "pictures"; }), Catch::Contains("array what"));
     CHECK(damaged([](arrays&) {}) == "was read");
-    std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("lists of latents of different lengths: a class with none keeps nothing, one with all keeps all") {

@@ -7,6 +7,7 @@
 #include <psae/vit/load_clip.hpp>
 
 #include "../difference.hpp"
+#include "../temporary_folder.hpp"
 #include "gradient_error.hpp"
 #include "random_weights.hpp"
 
@@ -38,9 +39,7 @@ void check_tower_gradients() {
 // The golden model with its weights rounded to a shorter type, written in two shards; and the same numbers as floats.
 template <class Short, class Round>
 void check_short_weights(const Round& round, double tolerance) {
-    const auto folder =
-        std::filesystem::temp_directory_path() /
-        ("psae_short_weights_" + std::to_string(sizeof(Short)) + std::to_string(int(element_type_of<Short>())));
+    const temporary_folder folder;
     const auto narrow = folder / "narrow", wide = folder / "wide";
     for (const auto& to : {narrow, wide}) {
         std::filesystem::create_directories(to);
@@ -90,7 +89,6 @@ void check_short_weights(const Round& round, double tolerance) {
         relative_difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
     CHECK(rounding < tolerance);
     CHECK(rounding > 1e-5);  // the weights were rounded indeed
-    std::filesystem::remove_all(folder);
 }
 
 }  // namespace

@@ -5,12 +5,11 @@
 #include <limits>
 #include <map>
 
-#include <unistd.h>
-
 #include <psae/io/numpy.hpp>
 #include <psae/vit/load_clip.hpp>
 
 #include "../difference.hpp"
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -19,15 +18,11 @@ namespace {
 const std::filesystem::path golden = std::filesystem::path(PSAE_GOLDEN_DIR), tiny = golden / "clip_tiny";
 
 // A model's directory without weights, which goes with the test.
-struct model_folder {
-    std::filesystem::path path = std::filesystem::temp_directory_path() / ("psae_clip_" + std::to_string(::getpid()));
+struct model_folder : temporary_folder {
     model_folder() {
-        std::filesystem::remove_all(path);
-        std::filesystem::create_directories(path);
         for (const char* name : {"config.json", "vocab.json", "merges.txt", "tokenizer_config.json"})
             std::filesystem::copy(tiny / name, path / name);
     }
-    ~model_folder() { std::filesystem::remove_all(path); }
 };
 
 // The tensors of the golden model, which may be changed before they are written.
