@@ -9,6 +9,7 @@
 #include <psae/vit/read_preprocessing.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
 #include "../pipeline.hpp"
 #include "../temporary_folder.hpp"
 
@@ -24,7 +25,7 @@ const std::vector<std::int32_t> of_label{0, 1, 2, 3};
 // The pipeline's parts; `unit_mean` as of make_zero_shot_classifier.
 struct experiment {
     cpu device;
-    std::unique_ptr<vision_tower> tower = load_clip_vision(pipeline / "model");
+    std::unique_ptr<vision_tower> tower = load_clip_vision(pipeline / "model", golden_vision{});
     zero_shot_classifier classifier;
     picture_reader pictures{read_image_list({pipeline / "images"}, {}),
                             read_preprocessing(pipeline / "model", tower->image_size()), alpha_mode::white,
@@ -34,7 +35,7 @@ struct experiment {
 
     explicit experiment(bool unit_mean = true) {
         classifier = make_zero_shot_classifier(
-            device, load_clip_text(pipeline / "model"), {"cat", "tree", "red car", "house"},
+            device, load_clip_text(pipeline / "model", golden_text{}), {"cat", "tree", "red car", "house"},
             read_lines(std::filesystem::path(PSAE_DATA_DIR) / "imagenet_templates.txt"), [](std::size_t) {}, unit_mean);
     }
     class_latent_counts counts(class_count what) {

@@ -320,11 +320,11 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto described = run_well({"info", model}).out;
     const auto compiled_in = read_text(fs::path(PSAE_MODELS));
     CHECK(described.substr(described.find('\n') + 1) == compiled_in);
-    const auto tower = psae::load_clip_vision(model);
+    const auto tower = psae::load_clip_vision(model, psae::config_list<psae::clip_three_layers>{});
     CHECK(tower->layers() == 3);
     CHECK(tower->name() == std::string("clip_three_layers"));
     for (const char* file : {"vocab.json", "merges.txt"}) fs::copy(golden / "clip_tiny" / file, model / file);
-    CHECK(psae::load_clip_text(model).tower->layers() == 1);
+    CHECK(psae::load_clip_text(model, psae::config_list<psae::clip_text_three_layers>{}).tower->layers() == 1);
 
     // Numbers that are none.
     const auto projection = config.find("\"projection_dim\": 24");

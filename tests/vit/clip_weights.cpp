@@ -9,6 +9,7 @@
 #include <psae/vit/load_clip.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
 #include "../temporary_folder.hpp"
 
 using namespace psae;
@@ -93,7 +94,7 @@ std::vector<float> results(const std::filesystem::path& directory) {
     const cpu device;
     arena<> scratch;
     const auto pixels = to_floats(read_npz(tiny / "expected.npz", "pixel_values"));
-    const auto tower = load_clip_vision(directory);
+    const auto tower = load_clip_vision(directory, golden_vision{});
     std::vector<float> x(3 * tower->tokens() * tower->width()), e(3 * tower->projection());
     tower->embed(device, scratch, pixels.data(), 3, x.data());
     tower->run(device, scratch, x.data(), 3, 0, tower->layers());
@@ -128,8 +129,8 @@ TEST_CASE("the golden model gives the same from pytorch_model.bin, from its shar
         const model_folder folder;
         model.write(folder.path / "pytorch_model.bin");
         CHECK(results(folder.path) == expected);
-        const auto text = load_clip_text(folder.path);
-        CHECK(text.scale == load_clip_text(tiny).scale);
+        const auto text = load_clip_text(folder.path, golden_text{});
+        CHECK(text.scale == load_clip_text(tiny, golden_text{}).scale);
     }
     {
         const model_folder folder;
@@ -181,7 +182,7 @@ TEST_CASE("a bad weight of a torch file is named with its file") {
     const golden_model model;
     const auto refusal = [&](const golden_model& m) {
         m.write(folder.path / "pytorch_model.bin");
-        return message_of([&] { load_clip_vision(folder.path); });
+        return message_of([&] { load_clip_vision(folder.path, golden_vision{}); });
     };
     CHECK(refusal(model).empty());
     golden_model bad = model;
