@@ -17,23 +17,36 @@ struct state {
     zero_shot_options zero_shot;
     std::string sae, out, class_name, contrast = "none", by = "prediction", method = "gradient", error_term = "with";
     std::vector<std::string> image;
-    std::size_t steps = 16, top = 10, overlays = 24;
+    static constexpr std::size_t usual_steps = 16;
+    std::size_t steps = usual_steps, top = 10, overlays = 24;
 };
 
-// The class that a name or a label of the pictures means.
-std::size_t find_class(const std::string& name, const char* option, const zero_shot_task& task,
-                       const psae::image_list& list) {
-    const auto& names = task.classes.names;
+// The class that a name or a label means.
+std::size_t find_class(const std::string& name, const char* option, const psae::named_classes& classes) {
+    const auto& names = classes.names;
     if (const auto found = std::find(names.begin(), names.end(), name); found != names.end())
         return std::size_t(found - names.begin());
-    const auto label = std::find(list.class_names.begin(), list.class_names.end(), name);
-    if (label != list.class_names.end())
-        if (const auto c = task.classes.of_label[std::size_t(label - list.class_names.begin())]; c >= 0)
-            return std::size_t(c);
+    if (const auto c = classes.classes_of({name})[0]; c >= 0) return std::size_t(c);
     std::string some;
     for (std::size_t c = 0; c < std::min<std::size_t>(names.size(), 8); ++c) some += (c > 0 ? ", " : "") + names[c];
     if (names.size() > 8) some += ", ..";
     throw psae::error("no such class", fmt::format("{} {}", option, name), some);
+}
+
+// "0012_cat.png": what is drawn for picture 12 of the list.
+std::string overlay_name(std::size_t index, const std::string& stem) {
+    return fmt::format("{:04}_{}.png", index, stem);
+}
+
+// Overlays of an earlier run, whose pictures may have been others.
+void remove_overlays(const std::filesystem::path& folder) {
+    if (!std::filesystem::is_directory(folder)) return;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+        const std::string name = entry.path().filename().string();
+        const std::size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
+        if (digits >= 4 && name.substr(digits).starts_with('_') && name.ends_with(".png"))
+            std::filesystem::remove(entry.path());
+    }
 }
 
 // What is written of all pictures, with room for `top` latents for a class and as many against it; unused places have
@@ -163,10 +176,10 @@ void run(state& s, const CLI::App& sub) {
     options.by = s.by == "label" ? choice::label : choice::prediction;
     if (!s.class_name.empty()) {
         options.by = choice::given;
-        options.given = find_class(s.class_name, "--class", task, given);
+        options.given = find_class(s.class_name, "--class", task.classes);
     }
     if (s.contrast == "others") options.against = {psae::attribution_options::all_others};
-    else if (s.contrast != "none") options.against = {find_class(s.contrast, "--contrast", task, given)};
+    else if (s.contrast != "none") options.against = {find_class(s.contrast, "--contrast", task.classes)};
 
     const std::string explained = s.contrast == "none"     ? "its logit"
                                   : s.contrast == "others" ? "its lead over the mean of the others"
@@ -176,7 +189,7 @@ void run(state& s, const CLI::App& sub) {
     written all{options.top, tower->grid(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     std::vector<std::vector<std::string>> table{{"picture", "class", "for it", "against it"}};
     psae::attribution_agreement agreement;
-    std::filesystem::remove_all(out / "overlays");  // of an earlier run
+    remove_overlays(out / "overlays");
     {
         progress bar("pictures", list.files.size());
         agreement = psae::attribute_pictures(
@@ -188,7 +201,7 @@ void run(state& s, const CLI::App& sub) {
                     const auto picture = psae::read_image(file, images.alpha_mode());
                     const auto seen = psae::cut_out(picture, psae::seen_by_model(picture.width, picture.height, how));
                     std::filesystem::create_directories(out / "overlays");
-                    psae::write_png(out / "overlays" / fmt::format("{:04}_{}.png", p.index, file.stem().string()),
+                    psae::write_png(out / "overlays" / overlay_name(p.index, file.stem().string()),
                                     overlay_of(p, all, seen, names, explained));
                 }
                 all.add(p, file.string(), names[p.of]);
@@ -262,7 +275,8 @@ void add_attribute(CLI::App& app) {
             throw CLI::ValidationError("attribute", "expected --class or --by label, not both");
         if (!s->class_name.empty() && s->class_name == s->contrast)
             throw CLI::ValidationError("--contrast", "expected another class than --class");
-        if (s->method == "gradient" && sub->count("--steps-of-integration") > 0)
+        // A configuration of an earlier run holds the number whether it was used or not.
+        if (s->method == "gradient" && s->steps != state::usual_steps)
             throw CLI::ValidationError("--steps-of-integration", "goes with --method integrated");
         run(*s, *sub);
     });

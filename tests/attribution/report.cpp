@@ -12,8 +12,6 @@
 #include <vector>
 
 #include <sys/wait.h>
-#include <unistd.h>
-
 #include <psae/attribution/report.hpp>
 #include <psae/io/class_latents_file.hpp>
 #include <psae/io/json.hpp>
@@ -23,22 +21,13 @@
 #include <psae/io/training_curves.hpp>
 
 #include "../difference.hpp"
+#include "../temporary_folder.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 
 const fs::path pipeline = fs::path(PSAE_GOLDEN_DIR) / "pipeline";
-
-// A folder that is gone at the end.
-struct scratch_folder {
-    fs::path path = fs::temp_directory_path() / ("psae_report_" + std::to_string(::getpid()));
-    scratch_folder() {
-        fs::remove_all(path);
-        fs::create_directories(path);
-    }
-    ~scratch_folder() { fs::remove_all(path); }
-};
 
 std::string contents(const fs::path& path) {
     std::ifstream in(path, std::ios::binary);
@@ -143,7 +132,7 @@ std::size_t count(const std::string& text, const std::string& what) {
 }  // namespace
 
 TEST_CASE("training curves come from metrics.jsonl") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "metrics.jsonl";
     psae::write_text(path,
                      "{\"step\": 1, \"loss\": 4, \"mse\": 3, \"l1\": 1, \"l0\": 7, \"dead_fraction\": 0}\n"
@@ -241,7 +230,7 @@ TEST_CASE("a page of nothing is a page") {
 
 TEST_CASE("the program's latents equal the reference's statistics", "[program]") {
     if (std::string(PSAE_PROGRAM).empty()) return;
-    const scratch_folder folder;
+    const temporary_folder folder;
     write_golden_sae(folder.path / "sae");
     write_golden_list(folder.path / "images.csv");
     const auto out = folder.path / "summary";
@@ -299,7 +288,7 @@ TEST_CASE("the program's latents equal the reference's statistics", "[program]")
 
 TEST_CASE("a table's pictures may have names of any ending", "[program]") {
     if (std::string(PSAE_PROGRAM).empty()) return;
-    const scratch_folder folder;
+    const temporary_folder folder;
     write_golden_sae(folder.path / "run");
     std::string table = "path,label\n";
     for (int i = 0; i < 3; ++i) {
@@ -325,7 +314,7 @@ TEST_CASE("a table's pictures may have names of any ending", "[program]") {
 
 TEST_CASE("the program's masks equal the reference's", "[program]") {
     if (std::string(PSAE_PROGRAM).empty()) return;
-    const scratch_folder folder;
+    const temporary_folder folder;
     write_golden_sae(folder.path / "sae");
     const auto golden = psae::read_npz(pipeline / "masks.npz"), codes = psae::read_npz(pipeline / "codes.npz");
     const auto expected = psae::read_json(pipeline / "expected.json");
@@ -388,7 +377,7 @@ TEST_CASE("the program's masks equal the reference's", "[program]") {
 
 TEST_CASE("the program's report holds everything and trusts no name", "[program]") {
     if (std::string(PSAE_PROGRAM).empty()) return;
-    const scratch_folder folder;
+    const temporary_folder folder;
     const std::string hostile = "x\"><img src=q onerror=alert(1)>&", hostile_class = "<script>alert(2)<script>";
     write_golden_sae(folder.path / "run");
     for (const char* c : {"0_cat", "1_tree", "2_red_car"})

@@ -9,25 +9,15 @@
 #include <set>
 
 #include <malloc.h>
-#include <unistd.h>
-
 #include <psae/io/activation_store.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
 namespace {
 
 namespace fs = std::filesystem;
-
-struct scratch_folder {
-    fs::path path = fs::temp_directory_path() / ("psae_store_" + std::to_string(::getpid()));
-    scratch_folder() {
-        fs::remove_all(path);
-        fs::create_directories(path);
-    }
-    ~scratch_folder() { fs::remove_all(path); }
-    fs::path operator/(const std::string& name) const { return path / name; }
-};
 
 std::string slurp(const fs::path& path) {
     std::ifstream in(path, std::ios::binary);
@@ -109,7 +99,7 @@ std::vector<float> all_rows(const activation_store& store, store_reading how, st
 
 TEST_CASE("a store gives back what was written, at each type") {
     for (const auto type : {element_type::f32, element_type::f16, element_type::bf16}) {
-        const scratch_folder work;
+        const temporary_folder work;
         // Integers and eighths up to 71 need 10 bits; bf16 has 8.
         const std::size_t list = type == element_type::bf16 ? 3 : 7;
         const auto layout = layout_of(type == element_type::bf16 ? 2 : 5, 6, 3, type);
@@ -141,7 +131,7 @@ TEST_CASE("a store gives back what was written, at each type") {
 }
 
 TEST_CASE("the description of a store is the one that saev reads") {
-    const scratch_folder work;
+    const temporary_folder work;
     write_store(work / "store", layout_of(5, 6, 3), 7);
     const auto m = read_json(work / "store" / "metadata.json");
     // saev makes a class of exactly these fields, so there may be no other.
@@ -165,7 +155,7 @@ TEST_CASE("the description of a store is the one that saev reads") {
 }
 
 TEST_CASE("a store of saev's is read, without checksums") {
-    const scratch_folder work;
+    const temporary_folder work;
     write_store(work / "store", layout_of(5, 6, 3), 7);
     const auto x = all_rows(activation_store(work / "store"), {.seed = 5});
     for (const char* name : {"store.json", "acts000000.json", "acts000001.json", "acts000002.json"})
@@ -181,7 +171,7 @@ TEST_CASE("a store of saev's is read, without checksums") {
 }
 
 TEST_CASE("pictures that cannot be read are left out, and a store without any is an error") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto layout = layout_of(2, 3, 2);
     write_store(work / "store", layout, 9, {0, 3, 4, 8});
     const activation_store store(work / "store");
@@ -197,7 +187,7 @@ TEST_CASE("pictures that cannot be read are left out, and a store without any is
 }
 
 TEST_CASE("a store that was stopped anywhere ends with the same bytes as one that was not") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto layout = layout_of(3, 5, 4, element_type::f16);
     const std::set<std::size_t> unreadable{2, 8, 13};
     write_store(work / "whole", layout, 14, unreadable);
@@ -236,7 +226,7 @@ TEST_CASE("a store that was stopped anywhere ends with the same bytes as one tha
 }
 
 TEST_CASE("a picture that becomes readable is taken in where the store had ended, and nowhere else") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto layout = layout_of(2, 3, 4);
     for (const std::size_t list : {8, 9, 10}) {
         const auto path = work / std::to_string(list);
@@ -253,7 +243,7 @@ TEST_CASE("a picture that becomes readable is taken in where the store had ended
 }
 
 TEST_CASE("damaged shards are found, and made again by the writer alone") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto layout = layout_of(3, 5, 4);
     const auto damage = [&](auto&& how, const std::string& expected) {
         fs::remove_all(work / "store");
@@ -293,7 +283,7 @@ TEST_CASE("damaged shards are found, and made again by the writer alone") {
 }
 
 TEST_CASE("a reader notices damage behind its back") {
-    const scratch_folder work;
+    const temporary_folder work;
     write_store(work / "store", layout_of(3, 5, 4), 10);
     const activation_store store(work / "store");
     const auto bin = work / "store" / "acts000001.bin";
@@ -309,7 +299,7 @@ TEST_CASE("a reader notices damage behind its back") {
 }
 
 TEST_CASE("hostile descriptions are refused") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto refused = [&](const char* file, const std::string& what, const std::string& by,
                              const std::string& expected) {
         fs::remove_all(work / "store");
@@ -348,7 +338,7 @@ TEST_CASE("hostile descriptions are refused") {
 }
 
 TEST_CASE("a store is gone on with only for the same model, pictures and layout") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto layout = layout_of(5, 6, 3);
     write_store(work / "store", layout, 7);
     const auto before = contents(work / "store");
@@ -384,7 +374,7 @@ TEST_CASE("a store is gone on with only for the same model, pictures and layout"
 }
 
 TEST_CASE("values that a store cannot hold are errors") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto refused = [&](element_type type, float x) {
         const auto layout = layout_of(2, 3, 2, type);
         fs::remove_all(work / "store");
@@ -404,7 +394,7 @@ TEST_CASE("values that a store cannot hold are errors") {
 }
 
 TEST_CASE("a picture that was refused leaves nothing in the store") {
-    const scratch_folder work;
+    const temporary_folder work;
     const auto layout = layout_of(4, 3, 3);
     activation_store_writer writer(work / "store", layout, 3, {});
     const std::vector<float> bad(12, std::numeric_limits<float>::infinity());
@@ -423,7 +413,7 @@ TEST_CASE("a picture that was refused leaves nothing in the store") {
 }
 
 TEST_CASE("files of others stay in the folder of a store") {
-    const scratch_folder work;
+    const temporary_folder work;
     fs::create_directories(work / "store");
     for (const char* name : {"notes.partial.txt", "acts_notes.partial1.0"}) spill(work / "store" / name, "mine");
     write_store(work / "store", layout_of(4, 3, 3), 5);  // there was no store yet
@@ -438,7 +428,7 @@ namespace {
 
 // Rows whose first number says which they are: [pictures, tokens, width], of blocks of a few pictures.
 struct large_store {
-    scratch_folder work;
+    temporary_folder work;
     std::size_t tokens = 16, width = 4096, pictures;  // 256 KiB a picture, four to a block
     explicit large_store(std::size_t count) : pictures(count) {
         const auto layout = layout_of(tokens, width, 20);

@@ -7,14 +7,15 @@
 
 #include <psae/io/image.hpp>
 
+#include "../temporary_folder.hpp"
+
 namespace {
 
 psae::image decoded(const std::string& bytes, psae::alpha_mode alpha = psae::alpha_mode::drop) {
-    const auto path = std::filesystem::temp_directory_path() / "psae_encode_image";
+    const temporary_folder folder;
+    const auto path = folder / "picture";
     psae::write_text(path, bytes);
-    auto picture = psae::read_image(path, alpha);
-    std::filesystem::remove(path);
-    return picture;
+    return psae::read_image(path, alpha);
 }
 
 std::vector<std::uint8_t> smooth(std::size_t w, std::size_t h, std::size_t channels) {

@@ -7,15 +7,13 @@
 #include <psae/io/model_weights.hpp>
 #include <psae/io/numpy.hpp>
 
+#include "../temporary_folder.hpp"
+
 using namespace psae;
 
 namespace {
 
 const std::filesystem::path formats = std::filesystem::path(PSAE_GOLDEN_DIR) / "formats";
-
-std::filesystem::path scratch(const std::string& name) {
-    return std::filesystem::temp_directory_path() / ("psae_formats_" + std::to_string(getpid()) + "_" + name);
-}
 
 // The expected values as doubles, whatever form they have in the JSON file.
 void collect(const rapidjson::Value& v, std::vector<double>& out) {
@@ -125,7 +123,8 @@ TEST_CASE("hostile files are refused with an error") {
 }
 
 TEST_CASE("what is written is read back") {
-    const auto path = scratch("round.npz");
+    const temporary_folder folder;
+    const auto path = folder / "round.npz";
     const std::vector<float> x{1, 2.5f, -3, 4, 5, 6};
     {
         npz_writer out(path);
@@ -139,9 +138,8 @@ TEST_CASE("what is written is read back") {
     CHECK(back.at("x").shape == std::vector<std::size_t>{2, 3});
     CHECK(values<std::int64_t>(back.at("n")) == std::vector<std::int64_t>{-1, 7});
     CHECK(back.at("files").strings == std::vector<std::string>{"a.png", "b\xc3\xa9.jpg"});
-    std::filesystem::remove(path);
 
-    const auto weights = scratch("round.safetensors");
+    const auto weights = folder / "round.safetensors";
     const std::vector<std::uint32_t> counts{3, 4, 5};
     write_safetensors(weights, {to_write("x", {3, 2}, x.data()), to_write("counts", {3}, counts.data())},
                       {{"made", "here"}});
@@ -151,5 +149,4 @@ TEST_CASE("what is written is read back") {
     CHECK(file.metadata().at("made") == "here");
     CHECK_THROWS_AS(file.read("x", {2, 3}), error);
     CHECK_THROWS_AS(file.read("y", {1}), error);
-    std::filesystem::remove(weights);
 }

@@ -9,7 +9,9 @@
 #include <psae/vit/read_preprocessing.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
 #include "../pipeline.hpp"
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -23,7 +25,7 @@ const std::vector<std::int32_t> of_label{0, 1, 2, 3};
 // The pipeline's parts; `unit_mean` as of make_zero_shot_classifier.
 struct experiment {
     cpu device;
-    std::unique_ptr<vision_tower> tower = load_clip_vision(pipeline / "model");
+    std::unique_ptr<vision_tower> tower = load_clip_vision(pipeline / "model", golden_vision{});
     zero_shot_classifier classifier;
     picture_reader pictures{read_image_list({pipeline / "images"}, {}),
                             read_preprocessing(pipeline / "model", tower->image_size()), alpha_mode::white,
@@ -33,7 +35,7 @@ struct experiment {
 
     explicit experiment(bool unit_mean = true) {
         classifier = make_zero_shot_classifier(
-            device, load_clip_text(pipeline / "model"), {"cat", "tree", "red car", "house"},
+            device, load_clip_text(pipeline / "model", golden_text{}), {"cat", "tree", "red car", "house"},
             read_lines(std::filesystem::path(PSAE_DATA_DIR) / "imagenet_templates.txt"), [](std::size_t) {}, unit_mean);
     }
     class_latent_counts counts(class_count what) {
@@ -227,8 +229,7 @@ TEST_CASE("interventions refuse what does not fit") {
 }
 
 TEST_CASE("class-level latents are read as they were written, and damaged files are refused") {
-    const auto folder = std::filesystem::temp_directory_path() / ("psae_classes_" + std::to_string(::getpid()));
-    std::filesystem::create_directories(folder);
+    const temporary_folder folder;
     const auto path = folder / "class_latents.npz";
     named_class_latents l{{}, {"cat", "M\xc3\xa4use, gro\xc3\x9f"}};
     l.counts.classes = 2, l.counts.latents = 3, l.counts.tokens_per_image = 17;
@@ -294,7 +295,6 @@ TEST_CASE("class-level latents are read as they were written, and damaged files 
                Catch::Contains("array classes"));
     CHECK_THAT(damaged([](arrays& a) { a["what"].strings[0] = "pictures"; }), Catch::Contains("array what"));
     CHECK(damaged([](arrays&) {}) == "was read");
-    std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("lists of latents of different lengths: a class with none keeps nothing, one with all keeps all") {

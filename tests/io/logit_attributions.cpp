@@ -10,6 +10,7 @@
 #include <psae/vit/read_preprocessing.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
 #include "../pipeline.hpp"
 
 using namespace psae;
@@ -23,9 +24,9 @@ const std::vector<std::int32_t> of_label{0, 1, 2, 3};
 
 struct experiment {
     cpu device{1};
-    std::unique_ptr<vision_tower> tower = load_clip_vision(pipeline / "model");
-    zero_shot_classifier classifier = make_zero_shot_classifier(device, load_clip_text(pipeline / "model"),
-                                                                {"cat", "tree", "red car", "house"}, {"a {}."});
+    std::unique_ptr<vision_tower> tower = load_clip_vision(pipeline / "model", golden_vision{});
+    zero_shot_classifier classifier = make_zero_shot_classifier(
+        device, load_clip_text(pipeline / "model", golden_text{}), {"cat", "tree", "red car", "house"}, {"a {}."});
     picture_reader pictures{read_image_list({pipeline / "images"}, {.limit = 9}),
                             read_preprocessing(pipeline / "model", tower->image_size()), alpha_mode::white,
                             [](const error& e) { throw e; }};

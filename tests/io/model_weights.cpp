@@ -4,21 +4,13 @@
 #include <filesystem>
 #include <limits>
 
-#include <unistd.h>
-
 #include <psae/io/model_weights.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
 namespace {
-
-// A folder that goes with the test.
-struct scratch_folder {
-    std::filesystem::path path =
-        std::filesystem::temp_directory_path() / ("psae_weights_" + std::to_string(::getpid()));
-    scratch_folder() { std::filesystem::create_directories(path); }
-    ~scratch_folder() { std::filesystem::remove_all(path); }
-};
 
 template <class F>
 std::string message_of(F&& f) {
@@ -39,7 +31,7 @@ void write_one(const std::filesystem::path& path, const std::string& name, const
 }  // namespace
 
 TEST_CASE("the first file that transformers would take is taken") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto value = [&] { return model_weights(folder.path).read("x", {1})[0]; };
     CHECK(message_of(value).find("no weights found") == 0);
     CHECK_THROWS_AS(model_weights(folder.path / "nothing here"), error);
@@ -63,7 +55,7 @@ TEST_CASE("the first file that transformers would take is taken") {
 
 TEST_CASE("shards are read through their index, and only inside the folder") {
     for (const std::string suffix : {".safetensors", ".bin"}) {
-        const scratch_folder folder;
+        const temporary_folder folder;
         write_one(folder.path / ("one" + suffix), "a", {1, 2});
         write_one(folder.path / ("two" + suffix), "b", {3});
         const auto index = folder.path / ((suffix == ".bin" ? "pytorch_model" : "model") + suffix + ".index.json");
@@ -97,7 +89,7 @@ TEST_CASE("shards are read through their index, and only inside the folder") {
 }
 
 TEST_CASE("a value of a torch file that is not finite is refused by name") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     write_one(folder.path / "pytorch_model.bin", "x", {0, std::numeric_limits<float>::quiet_NaN()});
     CHECK(message_of([&] {
               model_weights(folder.path).read("x", {2});

@@ -6,23 +6,16 @@
 #include <fstream>
 #include <iterator>
 
-#include <unistd.h>
-
 #include <psae/io/json.hpp>
 #include <psae/io/numpy.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
 namespace {
 
 const std::filesystem::path formats = std::filesystem::path(PSAE_GOLDEN_DIR) / "formats";
-
-// A folder that goes with the test.
-struct scratch_folder {
-    std::filesystem::path path = std::filesystem::temp_directory_path() / ("psae_numpy_" + std::to_string(::getpid()));
-    scratch_folder() { std::filesystem::create_directories(path); }
-    ~scratch_folder() { std::filesystem::remove_all(path); }
-};
 
 std::string slurp(const std::filesystem::path& path) {
     std::ifstream in(path, std::ios::binary);
@@ -78,7 +71,7 @@ TEST_CASE("integer arrays are read exactly, from npy and from npz") {
 }
 
 TEST_CASE("arrays of every kind come back, stored and deflated") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     for (const bool deflated : {false, true}) {
         const auto path = folder.path / (deflated ? "deflated.npz" : "stored.npz");
         std::vector<double> long_row(300000);  // several buffers of zlib
@@ -141,7 +134,7 @@ TEST_CASE("numbers do not wrap around") {
 }
 
 TEST_CASE("a CSR matrix has the arrays scipy.sparse.load_npz asks for") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "codes.npz";
     write_scipy_csr(path, {1, 2, 3}, {0, 2, 1}, {0, 2, 2, 3}, 3, 4);
     const auto back = read_npz(path);
@@ -163,7 +156,7 @@ TEST_CASE("a CSR matrix has the arrays scipy.sparse.load_npz asks for") {
 }
 
 TEST_CASE("cuts and flipped bytes of an npz or npy lead to its arrays or an error") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto source = folder.path / "source.npz", damaged = folder.path / "damaged";
     for (const bool deflated : {false, true}) {
         npz_writer out(source, deflated);
@@ -200,7 +193,7 @@ TEST_CASE("cuts and flipped bytes of an npz or npy lead to its arrays or an erro
 }
 
 TEST_CASE("zip entries that share bytes are refused") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "shared.npz";
     npz_writer out(path);
     out.add("a", std::vector<float>{1, 2, 3});

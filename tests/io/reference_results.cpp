@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include <unistd.h>
-
 #include <psae/io/reference_results.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -52,7 +52,8 @@ TEST_CASE("the reference's results are read, dead latents included") {
 }
 
 TEST_CASE("results that do not fit together are refused by file") {
-    const auto folder = std::filesystem::temp_directory_path() / ("psae_results_" + std::to_string(::getpid()));
+    const temporary_folder work;
+    const auto folder = work / "results";
     reference_results read;
     const auto refused = [&](const char* name, std::vector<std::size_t> shape, std::vector<float> values) {
         std::filesystem::remove_all(folder);
@@ -87,5 +88,4 @@ TEST_CASE("results that do not fit together are refused by file") {
     CHECK(refused("max_activating_image_indices.pt", {12, 10}, filled(120, 1.5f)));
     CHECK(refused("max_activating_image_indices.pt", {12, 10}, filled(120, -1)));
     CHECK(refused("max_activating_image_label_indices.pt", {10, 12}, filled(120, 1)));
-    std::filesystem::remove_all(folder);
 }

@@ -6,14 +6,13 @@
 #include <filesystem>
 #include <fstream>
 
-#include <unistd.h>
-
 #include <psae/io/numpy.hpp>
 #include <psae/io/sae_file.hpp>
 #include <psae/sae/topk.hpp>
 #include <psae/sae/transcoder.hpp>
 
 #include "../difference.hpp"
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -41,17 +40,6 @@ struct use {
         x_hat.resize(n * sae.outputs());
         decode_rows(device, sae, codes, x.data(), x_hat.data());
     }
-};
-
-// A folder of its own, removed with it.
-struct folder {
-    fs::path path = fs::temp_directory_path() / ("psae_sae_" + std::to_string(getpid()));
-    folder() {
-        fs::remove_all(path);
-        fs::create_directories(path);
-    }
-    ~folder() { fs::remove_all(path); }
-    fs::path operator/(const std::string& name) const { return path / name; }
 };
 
 void check_equal(const sae_weights& a, const sae_weights& b) {
@@ -165,7 +153,7 @@ TEST_CASE("SAELens' layout before version 6 is read") {
 }
 
 TEST_CASE("a hooked layer that no model has is not one") {
-    const folder work;
+    const temporary_folder work;
     const fs::path sae = work / "sae";
     fs::copy(formats / "saelens" / "standard", sae);
     const auto layer_of = [&](const std::string& hook) {
@@ -200,7 +188,7 @@ TEST_CASE("the format of an SAE is recognised from its directory and from its fi
         CHECK(!format(other));
         CHECK_THROWS_AS(read_sae(formats / other), error);
     }
-    const folder work;
+    const temporary_folder work;
     fs::copy(formats / "dictionary_learning" / "topk" / "ae.pt", work / "renamed.pt");
     CHECK(!sae_format_of(work / "renamed.pt"));
     fs::copy(formats / "dictionary_learning" / "topk" / "config.json", work / "config.json");
@@ -211,7 +199,7 @@ TEST_CASE("the format of an SAE is recognised from its directory and from its fi
 }
 
 TEST_CASE("an SAE goes through every format that can express it, and back, exactly") {
-    const folder work;
+    const temporary_folder work;
     std::size_t written = 0, refused = 0, pair = 0;
     for (const auto& g : golden_saes()) {
         const auto sae = read_sae(formats / g.path);
@@ -248,7 +236,7 @@ TEST_CASE("an SAE goes through every format that can express it, and back, exact
 }
 
 TEST_CASE("what a format cannot express is named, and nothing is written") {
-    const folder work;
+    const temporary_folder work;
     const auto why = [&](const char* path, sae_format to) {
         return refusal([&] { write_sae(work / "out", read_sae(formats / path), to); });
     };
@@ -272,7 +260,7 @@ TEST_CASE("what a format cannot express is named, and nothing is written") {
 
 TEST_CASE("centring and norms of decoder rows can be folded into the weights") {
     const auto x = to_floats(read_npz(formats / "saelens.expected.npz").at("x"));
-    const folder work;
+    const temporary_folder work;
     std::size_t pair = 0;
     for (const auto& [path, to] : std::initializer_list<std::pair<const char*, sae_format>>{
              {"patchsae.pt", sae_format::saev},
@@ -300,7 +288,7 @@ TEST_CASE("centring and norms of decoder rows can be folded into the weights") {
 }
 
 TEST_CASE("a batch top-k SAE of SAELens in training becomes the jumprelu SAE it is in use") {
-    const folder work;
+    const temporary_folder work;
     const auto topk = read_sae(formats / "saelens" / "topk_rescaled");
     const auto W_enc = transpose(topk.W_enc.data(), 24, 8);
     const double threshold = 0.3;
@@ -342,7 +330,7 @@ TEST_CASE("a transcoder in training is written and does what its loss does") {
     own.initialise(random);
     for (float& w : own.W_skip.value) w = 2 * static_cast<float>(random.uniform()) - 1;
     for (float& b : own.b_dec.value) b = static_cast<float>(random.uniform());
-    const folder work;
+    const temporary_folder work;
     write_sae(work / "transcoder", sae_view(own));
     const auto sae = read_sae(work / "transcoder");
     CHECK(sae.d_out == 6);
@@ -392,7 +380,7 @@ TEST_CASE("damaged SAEs are refused") {
     CHECK(contains(refusal([&] { read_sae(formats / "refuse" / "torch" / "wrong_shapes.pt"); }), "another shape"));
 
     // Configurations that contradict the weights, or say what is not supported.
-    const folder work;
+    const temporary_folder work;
     const auto changed = [&](const fs::path& from, const char* file, const std::string& was, const std::string& is) {
         fs::remove_all(work / "sae");
         if (fs::is_directory(from)) fs::copy(from, work / "sae");

@@ -7,24 +7,16 @@
 #include <iterator>
 #include <limits>
 
-#include <unistd.h>
-
 #include <psae/io/numpy.hpp>
 #include <psae/io/safetensors.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
 namespace {
 
 const std::filesystem::path formats = std::filesystem::path(PSAE_GOLDEN_DIR) / "formats";
-
-// A folder that goes with the test.
-struct scratch_folder {
-    std::filesystem::path path =
-        std::filesystem::temp_directory_path() / ("psae_safetensors_" + std::to_string(::getpid()));
-    scratch_folder() { std::filesystem::create_directories(path); }
-    ~scratch_folder() { std::filesystem::remove_all(path); }
-};
 
 void spill(const std::filesystem::path& path, const std::string& bytes) {
     std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
@@ -78,7 +70,7 @@ TEST_CASE("every tensor of the reference file is read exactly, and its metadata"
 }
 
 TEST_CASE("tensors of every type are written and read back") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "all.safetensors";
     const bf16 b[2] = {to_bf16(1.5f), to_bf16(-0.25f)};
     const half h[2] = {to_half(0x1p-24f), to_half(65504.0f)};
@@ -112,7 +104,7 @@ TEST_CASE("tensors of every type are written and read back") {
 }
 
 TEST_CASE("values that are not finite are refused by name") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "nan.safetensors";
     const double x[3] = {0, std::numeric_limits<double>::quiet_NaN(), 1e300};
     write_safetensors(path, {to_write("x", {2}, x), to_write("y", {1}, x + 2)});
@@ -123,7 +115,7 @@ TEST_CASE("values that are not finite are refused by name") {
 }
 
 TEST_CASE("cuts and flipped bytes of a header lead to tensors or an error") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto damaged = folder.path / "damaged.safetensors";
     const std::string whole = slurp(formats / "everything.safetensors");
     for (std::size_t n = 0; n < whole.size(); n += n < 32 ? 1 : 29) {

@@ -7,11 +7,11 @@
 #include <fstream>
 #include <iterator>
 
-#include <unistd.h>
-
 #include <psae/io/json.hpp>
 #include <psae/io/numpy.hpp>
 #include <psae/io/torch_file.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -36,13 +36,6 @@ std::string message_of(F&& f) {
     }
     return "";
 }
-
-// A folder that goes with the test.
-struct scratch_folder {
-    std::filesystem::path path = std::filesystem::temp_directory_path() / ("psae_torch_" + std::to_string(::getpid()));
-    scratch_folder() { std::filesystem::create_directories(path); }
-    ~scratch_folder() { std::filesystem::remove_all(path); }
-};
 
 // A pickle of these instructions.
 std::string pickled(const std::string& instructions) { return std::string("\x80\4", 2) + instructions + "."; }
@@ -204,7 +197,7 @@ TEST_CASE("hostile torch files and pickles are refused by name, quickly, and not
 }
 
 TEST_CASE("a value is written as torch.save does, and read back") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "sae.pt";
     const std::vector<float> W{1, -2, 0.5f, 4, 5, 6};
     const std::vector<std::int64_t> k{32};
@@ -247,7 +240,7 @@ TEST_CASE("a value is written as torch.save does, and read back") {
 }
 
 TEST_CASE("a small file cannot take much memory for the names of its tensors") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const float x = 1;
     torch_value::dict many;
     for (std::size_t i = 0; i < 5000; ++i) many.emplace_back(std::to_string(i), to_write("", {1}, &x));
@@ -258,7 +251,7 @@ TEST_CASE("a small file cannot take much memory for the names of its tensors") {
 }
 
 TEST_CASE("deflated torch archives and those of another byte order are told apart") {
-    const scratch_folder folder;
+    const temporary_folder folder;
     const auto path = folder.path / "again.pt";
     const zip_reader golden(formats / "patchsae.pt");
     for (const char* order : {"little", "big"}) {

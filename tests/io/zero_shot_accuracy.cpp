@@ -5,14 +5,15 @@
 #include <psae/vit/read_preprocessing.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
 #include "../pipeline.hpp"
 
 using namespace psae;
 
 TEST_CASE("zero-shot logits of pictures, plain and with the reconstruction in place, equal the reference's") {
     const cpu device;
-    const auto tower = load_clip_vision(pipeline / "model");
-    const auto text = load_clip_text(pipeline / "model");
+    const auto tower = load_clip_vision(pipeline / "model", golden_vision{});
+    const auto text = load_clip_text(pipeline / "model", golden_text{});
     const auto list = read_image_list({pipeline / "images"}, {});
     const auto classes = name_classes({"0_cat\tcat", "1_tree\ttree", "2_red_car\tred car", "3_house\thouse"},
                                       list.class_names, "classes");

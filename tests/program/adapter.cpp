@@ -14,7 +14,7 @@ using arguments = std::vector<std::string>;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-struct bench : folder {
+struct bench : temporary_folder {
     const fs::path adapter = *this / "model.pth.tar-2", sae = *this / "sae";
     bench() {
         write_adapter(adapter, 1);

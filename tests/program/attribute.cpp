@@ -17,7 +17,7 @@ namespace {
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // A folder with the golden SAE and three of the golden pictures.
-struct bench : folder {
+struct bench : temporary_folder {
     bench() {
         psae::write_sae(*this / "sae", pipeline_sae(), "pipeline", -2);
         std::string csv = "path,label\n";
@@ -109,9 +109,12 @@ TEST_CASE("attribute: rows, arrays and overlays say the same") {
     // The options are a configuration file that gives the same again.
     run_well({"attribute", "--config", work / "out" / "run_config.json", "--out", work / "again"});
     CHECK(read_text(work / "again" / "attributions.csv") == read_text(work / "out" / "attributions.csv"));
-    const auto text = run_well(work.command({"--top", "3"})).out;
+    psae::write_text(work / "out" / "overlays" / "mine.png", "");
+    const auto text = run_well(work.command({"--top", "3", "--overlays", "0"})).out;
     CHECK(count_lines(text) == 4 + 2);
     CHECK(contains(text, "3 pictures"));
+    for (const auto& left : fs::directory_iterator(work / "out" / "overlays"))
+        CHECK(left.path().filename() == "mine.png");
 }
 
 TEST_CASE("attribute: the class that is explained, contrasts, the error term, names of classes on the command line") {

@@ -61,7 +61,7 @@ std::string metrics_of(const fs::path& run) {
 }  // namespace
 
 TEST_CASE("cache writes the tokens that embed gives, at each type, and info checks them") {
-    const folder work;
+    const temporary_folder work;
     run_well({"embed", "--model", golden / "pipeline" / "model", "--images", golden / "pipeline" / "images", "--out",
               work / "tokens.npz", "--threads", "1"});
     const auto tokens = psae::read_npz(work / "tokens.npz", "tokens");
@@ -107,7 +107,7 @@ TEST_CASE("cache writes the tokens that embed gives, at each type, and info chec
 }
 
 TEST_CASE("a cache that was killed goes on to the same bytes as one that was not") {
-    const folder work;
+    const temporary_folder work;
     // 231 pictures, 15 of which cannot be read, in 72 shards.
     arguments more{"--images", golden / "preprocess" / "refuse"};
     for (int i = 0; i < 8; ++i) more = more + arguments{"--images", golden / "pipeline" / "images"};
@@ -153,7 +153,7 @@ TEST_CASE("a cache that was killed goes on to the same bytes as one that was not
 }
 
 TEST_CASE("cache refuses a store made from something else, and bad usage") {
-    const folder work;
+    const temporary_folder work;
     const auto store = work / "store";
     run_well(cache_arguments(store));
     const auto before = store_bytes(store);
@@ -186,7 +186,7 @@ TEST_CASE("cache refuses a store made from something else, and bad usage") {
 }
 
 TEST_CASE("training on a store is training on the same rows of an array") {
-    const folder work;
+    const temporary_folder work;
     run_well({"embed", "--model", golden / "pipeline" / "model", "--images", golden / "pipeline" / "images", "--out",
               work / "tokens.npz", "--threads", "1"});
     run_well(cache_arguments(work / "store"));

@@ -27,7 +27,7 @@ std::vector<std::map<std::string, std::string>> read_csv(const fs::path& path) {
 }
 
 // A folder with the golden SAE and the names of the golden classes.
-struct bench : folder {
+struct bench : temporary_folder {
     const std::vector<std::string> model{"--model", pipeline / "model", "--images", pipeline / "images",
                                          "--sae",   *this / "sae",      "--out",    *this / "out"};
     bench() {

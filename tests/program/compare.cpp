@@ -27,7 +27,7 @@ std::vector<std::map<std::string, std::string>> read_csv(const fs::path& path) {
     return rows;
 }
 
-struct bench : folder {
+struct bench : temporary_folder {
     bench() {
         psae::write_sae(*this / "sae", pipeline_sae(), "pipeline", -2);
         psae::write_text(*this / "classes.txt", "0_cat\tcat\n1_tree\ttree\n2_red_car\tred car\n3_house\thouse\n");

@@ -20,7 +20,7 @@ std::vector<float> codes(const fs::path& sae, const fs::path& rows, const fs::pa
 }  // namespace
 
 TEST_CASE("convert goes from each format to those that can express the SAE, and back to the same bytes of weights") {
-    const folder work;
+    const temporary_folder work;
     write_npz(work / "rows.npz", "tokens", some_rows(50, 8), {50, 8});
     std::size_t number = 0;
     for (const auto& [from, own, to] : std::initializer_list<std::tuple<const char*, const char*, const char*>>{
@@ -62,13 +62,13 @@ TEST_CASE("convert goes from each format to those that can express the SAE, and 
 }
 
 TEST_CASE("convert writes beside the SAE unless told otherwise, and says where") {
-    const folder work;
+    const temporary_folder work;
     fs::copy(formats / "patchsae.pt", work / "mine.pt");
     fs::copy(formats / "saelens" / "topk", work / "topk");
     const auto out = [&](const fs::path& from, const std::string& to) {
         return std::string(run_well({"convert", "--from", from, "--to", to, "--json"}).json()["out"].GetString());
     };
-    const auto here = fs::weakly_canonical(work.path());
+    const auto here = fs::weakly_canonical(work.path);
     CHECK(out(work / "mine.pt", "saelens") == (here / "mine-saelens").string());
     CHECK(out(work / "topk", "sparsify") == (here / "topk-sparsify").string());
     CHECK(out(work / "topk" / "sae_weights.safetensors", "dictionary_learning") ==
@@ -83,7 +83,7 @@ TEST_CASE("convert writes beside the SAE unless told otherwise, and says where")
 }
 
 TEST_CASE("convert says what a format cannot express, and folds it if asked") {
-    const folder work;
+    const temporary_folder work;
     const auto refusal = [&](const char* from, const char* to) {
         const auto text = refused({"convert", "--from", formats / from, "--to", to, "--out", work / "out"});
         CHECK_FALSE(fs::exists(work / "out"));
@@ -105,7 +105,7 @@ TEST_CASE("convert says what a format cannot express, and folds it if asked") {
 }
 
 TEST_CASE("commands that replace tokens refuse a transcoder and those that encode take it") {
-    const folder work;
+    const temporary_folder work;
     write_npz(work / "rows.npz", "tokens", some_rows(50, 8), {50, 8});
     const auto transcoder = formats / "sparsify_transcoder";
     CHECK(codes(transcoder, work / "rows.npz", work / "codes.npz").size() > 50);
@@ -120,7 +120,7 @@ TEST_CASE("commands that replace tokens refuse a transcoder and those that encod
 }
 
 TEST_CASE("runs of every variant that a format has are converted to it") {
-    const folder work;
+    const temporary_folder work;
     write_npz(work / "rows.npz", "tokens", some_rows(200, 8), {200, 8});
     for (const auto& [variant, to] :
          std::initializer_list<std::pair<const char*, const char*>>{{"relu", "patchsae"},

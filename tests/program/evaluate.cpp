@@ -35,7 +35,7 @@ double golden_nmse(std::size_t first, std::size_t last) {
 }  // namespace
 
 TEST_CASE("evaluate: a row for each SAE, golden errors and accuracies") {
-    const folder work;
+    const temporary_folder work;
     psae::write_sae(work / "sae", pipeline_sae(), "pipeline", -2);
     auto small = pipeline_sae();  // another one, on another layer
     small.architecture = "topk";
@@ -114,7 +114,7 @@ TEST_CASE("evaluate: a row for each SAE, golden errors and accuracies") {
 }
 
 TEST_CASE("evaluate: columns that cannot be there are empty, and stderr says why") {
-    const folder work;
+    const temporary_folder work;
     psae::write_sae(work / "sae", pipeline_sae(), "pipeline", -2);
     fs::create_directories(work / "flat");
     for (const auto& file : fs::recursive_directory_iterator(pipeline / "images"))
@@ -145,7 +145,7 @@ TEST_CASE("evaluate: columns that cannot be there are empty, and stderr says why
 }
 
 TEST_CASE("evaluate: stored activations give the same errors as pictures") {
-    const folder work;
+    const temporary_folder work;
     psae::write_sae(work / "sae", pipeline_sae(), "pipeline", -2);
     run_well({"cache", "--model", pipeline / "model", "--images", pipeline / "images", "--out", work / "store",
               "--max-tokens-per-shard", "100"});
@@ -165,7 +165,7 @@ TEST_CASE("evaluate: stored activations give the same errors as pictures") {
 }
 
 TEST_CASE("evaluate: what does not fit is refused and leaves nothing") {
-    const folder work;
+    const temporary_folder work;
     auto sae = pipeline_sae();
     psae::write_sae(work / "sae", sae, "pipeline", -2);
     sae.d_in = 32;

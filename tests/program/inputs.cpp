@@ -52,7 +52,7 @@ TEST_CASE("preprocess gives every golden picture as transformers does") {
     std::map<std::size_t, std::vector<const rapidjson::Value*>> by_size;
     for (const auto& entry : index["images"].GetArray()) by_size[entry["size"].GetUint64()].push_back(&entry);
     REQUIRE(by_size.size() == 3);
-    const folder work;
+    const temporary_folder work;
     std::size_t compared = 0;
     for (const auto& [size, entries] : by_size) {
         const auto model = work / std::to_string(size);
@@ -88,7 +88,7 @@ TEST_CASE("preprocess gives every golden picture as transformers does") {
 
 TEST_CASE("embed gives every layer, the embeddings and the replaced pass as transformers does") {
     constexpr double tolerance = 6.8e-6;
-    const folder work;
+    const temporary_folder work;
     const auto model = golden / "clip_tiny", expected = model / "expected.npz";
     write_npz(work / "pixels.npz", "pixels", floats(expected, "pixel_values"), {3, 3, 32, 32});
     write_npz(work / "tokens.npz", "tokens", floats(expected, "tap_replacement"), {3, 17, 64});
@@ -126,7 +126,7 @@ TEST_CASE("embed gives every layer, the embeddings and the replaced pass as tran
 
 TEST_CASE("encode gives the pipeline's codes, from tokens and from pictures") {
     constexpr double tolerance = 2e-5;
-    const folder work;
+    const temporary_folder work;
     const auto pipeline = golden / "pipeline", expected = pipeline / "codes.npz";
     write_pipeline_sae(work / "sae");
     const auto want = floats(expected, "codes");
@@ -170,7 +170,7 @@ TEST_CASE("encode gives the pipeline's codes, from tokens and from pictures") {
 }
 
 TEST_CASE("sharded models give what whole ones do") {
-    const folder work;
+    const temporary_folder work;
     const auto model = golden / "clip_tiny", expected = model / "expected.npz";
     const psae::safetensors_file whole(model / "model.safetensors");
     fs::create_directories(work / "sharded");
@@ -193,7 +193,7 @@ TEST_CASE("sharded models give what whole ones do") {
 }
 
 TEST_CASE("torch files are described, and a model whose weights are one gives what it gives from safetensors") {
-    const folder work;
+    const temporary_folder work;
     const auto model = golden / "clip_tiny", expected = model / "expected.npz";
     const psae::safetensors_file whole(model / "model.safetensors");
     std::vector<psae::tensor_to_write> tensors;
@@ -240,7 +240,7 @@ TEST_CASE("torch files are described, and a model whose weights are one gives wh
 }
 
 TEST_CASE("pictures are listed, limited, split and skipped as the options say") {
-    const folder work;
+    const temporary_folder work;
     const auto images = golden / "pipeline" / "images";
     write_size_only_model(work / "model", 32);
     const auto files_of = [&](std::vector<std::string> options) {
@@ -270,7 +270,7 @@ TEST_CASE("pictures are listed, limited, split and skipped as the options say") 
 }
 
 TEST_CASE("hostile files are refused by the program in one line, with little memory") {
-    const folder work;
+    const temporary_folder work;
     const limits little{.memory_bytes = std::size_t{1} << 30, .signal_when = {}};
     const auto refuse = golden / "formats" / "refuse";
     std::size_t count = 0;

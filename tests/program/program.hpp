@@ -24,6 +24,7 @@
 #include <psae/io/numpy.hpp>
 
 #include "../difference.hpp"
+#include "../temporary_folder.hpp"
 
 namespace program {
 
@@ -36,24 +37,6 @@ inline constexpr bool sanitized = true;
 #else
 inline constexpr bool sanitized = false;
 #endif
-
-// A folder of its own for one test, removed with it.
-class folder {
-public:
-    folder() {
-        std::string name = (fs::temp_directory_path() / "psae_program_XXXXXX").string();
-        if (mkdtemp(name.data()) == nullptr) throw psae::error("no temporary folder", name);
-        path_ = name;
-    }
-    folder(const folder&) = delete;
-    folder& operator=(const folder&) = delete;
-    ~folder() { fs::remove_all(path_); }
-    fs::path operator/(const std::string& name) const { return path_ / name; }
-    const fs::path& path() const { return path_; }
-
-private:
-    fs::path path_;
-};
 
 inline std::string read_text(const fs::path& path) {
     std::ifstream in(path, std::ios::binary);
@@ -75,7 +58,7 @@ struct limits {
 };
 
 inline result run(const std::vector<std::string>& arguments, const limits& limit = {}) {
-    const folder output;
+    const temporary_folder output;
     std::vector<std::string> command{PSAE_PROGRAM};
     command.insert(command.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;

@@ -33,7 +33,7 @@ void replace(std::string& text, const std::string& from, const std::string& to) 
 }  // namespace
 
 TEST_CASE("the commands that reproduce the paper run from end to end") {
-    const folder work;
+    const temporary_folder work;
     fs::create_directory_symlink(pipeline / "model", work / "clip");
     fs::copy_file(pipeline / "sae.pt", work / "clip-vit-base-patch16_-2_resid_49152.pt");
     fs::copy(pipeline / "images", work / "train", fs::copy_options::recursive);
@@ -68,7 +68,7 @@ TEST_CASE("the commands that reproduce the paper run from end to end") {
     replace(experiments, "--patch 7,7", "--patch 3,3");  // the golden model has 4 x 4 patches
     psae::write_text(work / "script.sh",
                      "set -eu\npatchsae() { '" + std::string(PSAE_PROGRAM) + "' \"$@\"; }\n" + tables + experiments);
-    const int code = std::system(("cd '" + work.path().string() + "' && sh script.sh > out.txt 2> err.txt").c_str());
+    const int code = std::system(("cd '" + work.path.string() + "' && sh script.sh > out.txt 2> err.txt").c_str());
     INFO(read_text(work / "err.txt"));
     REQUIRE(code == 0);
 

@@ -5,11 +5,12 @@ using namespace program;
 
 namespace {
 
-fs::path write_sweep(const folder& work, const std::string& json) {
+fs::path write_sweep(const temporary_folder& work, const std::string& json) {
     psae::write_text(work / "sweep.json", json);
     return work / "sweep.json";
 }
-std::vector<std::string> sweep_arguments(const folder& work, const std::string& json, const std::string& steps) {
+std::vector<std::string> sweep_arguments(const temporary_folder& work, const std::string& json,
+                                         const std::string& steps) {
     return with(train_arguments(work, "sweep", steps), {"--sweep=" + write_sweep(work, json).string()});
 }
 std::vector<std::string> lines_of(const fs::path& file) {
@@ -22,7 +23,7 @@ std::vector<std::string> lines_of(const fs::path& file) {
 }  // namespace
 
 TEST_CASE("an SAE of a sweep has the bytes of the one trained alone") {
-    const folder work;
+    const temporary_folder work;
     const auto result = run_well(sweep_arguments(work, R"([
         {"variant": ["topk", "relu"], "k": [4, 8]},
         {"variant": "matryoshka", "k": 5, "random-prefixes": 3},
@@ -59,7 +60,7 @@ TEST_CASE("an SAE of a sweep has the bytes of the one trained alone") {
 }
 
 TEST_CASE("SAEs on several layers share one pass of the tower") {
-    const folder work;
+    const temporary_folder work;
     const std::vector<std::string> arguments{"train",
                                              "--model",
                                              golden / "pipeline" / "model",
@@ -97,7 +98,7 @@ TEST_CASE("SAEs on several layers share one pass of the tower") {
 }
 
 TEST_CASE("a killed sweep resumes to the same bytes") {
-    const folder work;
+    const temporary_folder work;
     const std::string json = R"([{"variant": "topk", "k": 4}, {"variant": "jump_relu", "d-sae": 48}])";
     auto arguments = sweep_arguments(work, json, "400");
     run_well(arguments);
@@ -134,7 +135,7 @@ TEST_CASE("a killed sweep resumes to the same bytes") {
 }
 
 TEST_CASE("an SAE that diverges stops, and the others go on") {
-    const folder work;
+    const temporary_folder work;
     const auto result = run(sweep_arguments(work, R"({"variant": "topk", "k": 4, "lr": [0.001, 1e38]})", "40"));
     CHECK(result.code == 1);
     CHECK(result.err.find("1 of 2 SAEs could not be trained to the end") != std::string::npos);
@@ -148,7 +149,7 @@ TEST_CASE("an SAE that diverges stops, and the others go on") {
 }
 
 TEST_CASE("sweeps that are not what train takes are refused before anything is written") {
-    const folder work;
+    const temporary_folder work;
     const auto refuse = [&](const std::string& json, const std::string& expected, int code = 2) {
         INFO(json);
         const auto text = refused(sweep_arguments(work, json, "5"), code);

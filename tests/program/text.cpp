@@ -32,7 +32,7 @@ const std::string pipeline_classes = "0_cat\tcat\n1_tree\ttree\n2_red_car\tred c
 }  // namespace
 
 TEST_CASE("tokenize gives the golden ids") {
-    const folder work;
+    const temporary_folder work;
     // The published tokenizer with the golden tower's configuration and weights cannot go together: 49408 ids for 610.
     fs::copy(golden / "tokenizer", work / "mixed");
     for (const char* file : {"config.json", "model.safetensors"})
@@ -67,7 +67,7 @@ TEST_CASE("tokenize gives the golden ids") {
 }
 
 TEST_CASE("texts that are too long are cut and reported, and those that are no texts are refused") {
-    const folder work;
+    const temporary_folder work;
     const auto arguments = [&](const char* command, const char* option) {
         return std::vector<std::string>{command, "--model",       golden / "clip_tiny", option, work / "texts.txt",
                                         "--out", work / "out.npz"};
@@ -98,7 +98,7 @@ TEST_CASE("texts that are too long are cut and reported, and those that are no t
 }
 
 TEST_CASE("classify: golden predictions and probabilities, accuracy with and without an SAE") {
-    const folder work;
+    const temporary_folder work;
     auto sae = pipeline_sae();
     psae::write_sae(work / "sae", sae, "pipeline", -2);
     psae::write_text(work / "classes.txt", pipeline_classes);

@@ -12,7 +12,7 @@ std::vector<float> transposed(const std::vector<float>& x, std::size_t rows, std
 }
 
 // The start of the reference's trajectories and its 20 batches of 40 tokens.
-void write_reference_start(const folder& work) {
+void write_reference_start(const temporary_folder& work) {
     const auto inputs = golden / "sae_patchsae" / "inputs.npz";
     psae::sae_weights sae;
     sae.d_in = 16;
@@ -28,7 +28,7 @@ void write_reference_start(const folder& work) {
 }  // namespace
 
 TEST_CASE("train follows the reference's trajectories, Adam's moments included") {
-    const folder work;
+    const temporary_folder work;
     write_reference_start(work);
     for (const bool ghost : {false, true}) {
         const auto want = psae::read_npz(golden / "sae_patchsae" / (ghost ? "train_ghost.npz" : "train_plain.npz"));
@@ -94,7 +94,7 @@ TEST_CASE("train follows the reference's trajectories, Adam's moments included")
 }
 
 TEST_CASE("a killed run resumes to the same bytes as one that was not") {
-    const folder work;
+    const temporary_folder work;
     run_well(train_arguments(work, "whole", "600"));
     REQUIRE(count_lines(read_text(work / "whole" / "metrics.jsonl")) == 600);
     CHECK(read_text(work / "whole" / "metrics.jsonl").find("eval_explained_variance") != std::string::npos);
@@ -111,7 +111,7 @@ TEST_CASE("a killed run resumes to the same bytes as one that was not") {
 }
 
 TEST_CASE("a killed run on pictures resumes to the same bytes") {
-    const folder work;
+    const temporary_folder work;
     const auto arguments = [&](const std::string& out) {
         return std::vector<std::string>{"train",
                                         "--model",
@@ -152,7 +152,7 @@ TEST_CASE("a killed run on pictures resumes to the same bytes") {
 
 TEST_CASE("Ctrl-C and SIGTERM finish the step, write a checkpoint and exit with 130") {
     for (const int signal : {SIGINT, SIGTERM}) {
-        const folder work;
+        const temporary_folder work;
         const auto stopped = run(train_arguments(work, "run", "1000000"), at_line(work / "run", 60, signal));
         CHECK(stopped.code == 130);
         const auto steps = checkpoint_steps(work / "run");
@@ -209,7 +209,7 @@ TEST_CASE("a run that is stopped before its first step leaves an earlier one in 
 }
 
 TEST_CASE("two runs with one seed write the same bytes, another seed does not") {
-    const folder work;
+    const temporary_folder work;
     for (const char* out : {"a", "b"})
         run_well(with(train_arguments(work, out, "100"), {"--threads=2", "--variant=topk", "--k=6"}));
     check_same_run(work / "a", work / "b");
@@ -218,7 +218,7 @@ TEST_CASE("two runs with one seed write the same bytes, another seed does not") 
 }
 
 TEST_CASE("the number of threads changes weights by rounding only") {
-    const folder work;
+    const temporary_folder work;
     for (const char* threads : {"1", "2"})
         run_well(with(train_arguments(work, std::string("t") + threads, "100"), {std::string("--threads=") + threads}));
     const auto one = psae::read_sae(work / "t1"), two = psae::read_sae(work / "t2");
@@ -228,7 +228,7 @@ TEST_CASE("the number of threads changes weights by rounding only") {
 }
 
 TEST_CASE("train in bf16 does as in fp32 to the precision of bf16, and a run does not go on in another type") {
-    const folder work;
+    const temporary_folder work;
     for (const char* dtype : {"fp32", "bf16"})
         run_well(with(train_arguments(work, dtype, "50"), {std::string("--dtype=") + dtype}));
     const auto whole = psae::read_sae(work / "fp32"), rounded = psae::read_sae(work / "bf16");
@@ -240,7 +240,7 @@ TEST_CASE("train in bf16 does as in fp32 to the precision of bf16, and a run doe
 }
 
 TEST_CASE("runs that cannot be resumed say why in one line") {
-    const folder work;
+    const temporary_folder work;
     const auto resume = [&](const std::vector<std::string>& more) {
         return refused(with(with(train_arguments(work, "run", "60"), {"--resume"}), more));
     };
@@ -261,7 +261,7 @@ TEST_CASE("runs that cannot be resumed say why in one line") {
 }
 
 TEST_CASE("a run on pictures does not go on with other pictures, weights or preprocessing") {
-    const folder work;
+    const temporary_folder work;
     const auto model = work / "model", images = work / "images";
     fs::copy(golden / "pipeline" / "model", model);
     fs::copy(golden / "pipeline" / "images" / "0_cat", images);
@@ -297,7 +297,7 @@ TEST_CASE("a run on pictures does not go on with other pictures, weights or prep
 }
 
 TEST_CASE("what the trainer's options do is seen in the metrics") {
-    const folder work;
+    const temporary_folder work;
     const auto last_line = [&](const std::vector<std::string>& more) {
         run_well(with(train_arguments(work, "run", "50"), more));
         std::ifstream in(work / "run" / "metrics.jsonl");
@@ -336,7 +336,7 @@ TEST_CASE("what the trainer's options do is seen in the metrics") {
 }
 
 TEST_CASE("a new run takes nothing over from the one that was in its directory") {
-    const folder work;
+    const temporary_folder work;
     auto first = train_arguments(work, "run", "20");
     run_well(first);
     CHECK(refused({"info", work / "run" / "cfg.json"}).find("not known") != std::string::npos);
@@ -354,7 +354,7 @@ TEST_CASE("a new run takes nothing over from the one that was in its directory")
 }
 
 TEST_CASE("resuming a run that is done says so and reports no losses") {
-    const folder work;
+    const temporary_folder work;
     run_well(train_arguments(work, "run", "20"));
     auto again = train_arguments(work, "run", "20");
     again.push_back("--resume");
@@ -366,7 +366,7 @@ TEST_CASE("resuming a run that is done says so and reports no losses") {
 }
 
 TEST_CASE("an SAE is looked for where it is said to be, and used on its own layer") {
-    const folder work;
+    const temporary_folder work;
     const auto model = golden / "pipeline" / "model";
     run_well({"train", "--model", model, "--images", golden / "pipeline" / "images", "--layer", "1", "--out",
               work / "run", "--steps", "2", "--batch-tokens", "64", "--d-sae", "32"});
@@ -395,7 +395,7 @@ TEST_CASE("an SAE is looked for where it is said to be, and used on its own laye
 }
 
 TEST_CASE("activations too large for an SAE are refused") {
-    const folder work;
+    const temporary_folder work;
     run_well(train_arguments(work, "run", "2"));
     write_npz(work / "huge.npz", "tokens", std::vector<float>(48, 3e38f), {2, 24});
     CHECK(refused({"encode", "--sae", work / "run", "--activations", work / "huge.npz", "--out", work / "x.npz"})
@@ -404,7 +404,7 @@ TEST_CASE("activations too large for an SAE are refused") {
 }
 
 TEST_CASE("BatchTopK and Matryoshka: the learned threshold is kept and used") {
-    const folder work;
+    const temporary_folder work;
     for (const std::string variant : {"batch_topk", "matryoshka"}) {
         INFO(variant);
         const std::vector<std::string> options{"--variant=" + variant, "--k=5", "--lr=0.003"};
@@ -437,7 +437,7 @@ TEST_CASE("BatchTopK and Matryoshka: the learned threshold is kept and used") {
 }
 
 TEST_CASE("a scale of activations is folded into the SAE: on plain tokens it does what was trained on scaled ones") {
-    const folder work;
+    const temporary_folder work;
     // Tokens far from the mean norm of sqrt(24) that they are scaled to.
     auto rows = some_rows(3000, 24);
     for (float& x : rows) x *= 37;
@@ -506,7 +506,7 @@ TEST_CASE("a scale of activations is folded into the SAE: on plain tokens it doe
 }
 
 TEST_CASE("jump_relu and gated resume to the same bytes, with their scale and their thresholds") {
-    const folder work;
+    const temporary_folder work;
     for (const std::string variant : {"jump_relu", "gated"}) {
         INFO(variant);
         const std::vector<std::string> options{"--variant=" + variant, "--lr=0.003"};
@@ -525,7 +525,7 @@ TEST_CASE("jump_relu and gated resume to the same bytes, with their scale and th
 }
 
 TEST_CASE("the sparsity term warms up, and jump_relu starts at its target") {
-    const folder work;
+    const temporary_folder work;
     const auto first_line = [&](const std::vector<std::string>& more) {
         run_well(with(train_arguments(work, "run", "1"), more));
         return psae::parse_json(read_text(work / "run" / "metrics.jsonl"), "metrics");

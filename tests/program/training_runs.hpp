@@ -8,7 +8,8 @@
 namespace program {
 
 // A run on stored rows that takes a second or so.
-inline std::vector<std::string> train_arguments(const folder& work, const std::string& out, const std::string& steps) {
+inline std::vector<std::string> train_arguments(const temporary_folder& work, const std::string& out,
+                                                const std::string& steps) {
     if (!fs::exists(work / "rows.npz")) write_npz(work / "rows.npz", "tokens", some_rows(3000, 24), {3000, 24});
     return {"train",
             "--activations",

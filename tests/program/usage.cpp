@@ -18,7 +18,7 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 
 TEST_CASE("bad usage is one line and exit code 2") {
     const std::string model = golden / "clip_tiny", tokens = golden / "formats" / "numpy" / "f4.npy";
-    const folder work;
+    const temporary_folder work;
     const std::vector<std::vector<std::string>> cases{
         {},
         {"no_such_command"},
@@ -60,11 +60,11 @@ TEST_CASE("bad usage is one line and exit code 2") {
         INFO(text);
         refused(c, 2);
     }
-    CHECK(fs::is_empty(work.path()));
+    CHECK(fs::is_empty(work.path));
 }
 
 TEST_CASE("what is not there is said in one line with exit code 1") {
-    const folder work;
+    const temporary_folder work;
     CHECK(contains(refused({"info", "x", "--device", "cuda"}), "there is no CUDA device"));
     CHECK(contains(refused({"info", "x", "--device", "cuda:1"}), "use --device cpu"));
     CHECK(contains(refused({"info", "x", "--dtype", "bf16"}), "bf16"));
@@ -97,7 +97,7 @@ TEST_CASE("what is not there is said in one line with exit code 1") {
 
 TEST_CASE("a result that cannot be written is known before the work") {
     // The pictures do not exist: whoever looked at them first would say so.
-    const folder work;
+    const temporary_folder work;
     const std::string model = golden / "clip_tiny", sae = golden / "formats" / "saelens" / "standard";
     psae::write_text(work / "file", "");
     for (const char* command : {"preprocess", "embed", "encode"}) {
@@ -111,7 +111,7 @@ TEST_CASE("a result that cannot be written is known before the work") {
         };
         CHECK(contains(to(work / "file" / "below" / "x.npz"),
                        "file or folder cannot be used (" + (work / "file").string()));
-        CHECK(contains(to(work.path()), "found a folder"));
+        CHECK(contains(to(work.path), "found a folder"));
         CHECK(contains(to(work / "x.npz"), "no/such/pictures"));
     }
     write_npz(work / "rows.npz", "tokens", some_rows(64, 8), {64, 8});
@@ -120,7 +120,7 @@ TEST_CASE("a result that cannot be written is known before the work") {
 }
 
 TEST_CASE("a preprocessor configuration that asks for something else is refused") {
-    const folder work;
+    const temporary_folder work;
     const std::string picture = golden / "pipeline" / "images" / "0_cat" / "00.png";
     fs::create_directories(work / "model");
     fs::copy(golden / "clip_tiny" / "config.json", work / "model" / "config.json");
@@ -180,7 +180,7 @@ TEST_CASE("every command explains itself with an example") {
 }
 
 TEST_CASE("configuration files give options, and flags beat them") {
-    const folder work;
+    const temporary_folder work;
     write_npz(work / "rows.npz", "tokens", some_rows(400, 8), {400, 8});
     const auto config = [&](const std::string& text) {
         psae::write_text(work / "config.json", text);
@@ -230,7 +230,7 @@ TEST_CASE("configuration files give options, and flags beat them") {
 }
 
 TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks them") {
-    const folder work;
+    const temporary_folder work;
     const auto info = [](const fs::path& path) { return run_well({"info", path, "--json"}).json(); };
     const auto kind = [&](const fs::path& path) { return std::string(info(path)["kind"].GetString()); };
     const auto model = info(golden / "clip_tiny");
@@ -299,7 +299,7 @@ TEST_CASE("info tells models, SAEs, runs, results and pictures apart, and checks
 }
 
 TEST_CASE("a model that is not compiled in is described, and its description compiles it in") {
-    const folder work;
+    const temporary_folder work;
     const auto model = work / "three layers";
     fs::create_directories(model);
     // The golden model with three layers only.
@@ -320,11 +320,11 @@ TEST_CASE("a model that is not compiled in is described, and its description com
     const auto described = run_well({"info", model}).out;
     const auto compiled_in = read_text(fs::path(PSAE_MODELS));
     CHECK(described.substr(described.find('\n') + 1) == compiled_in);
-    const auto tower = psae::load_clip_vision(model);
+    const auto tower = psae::load_clip_vision(model, psae::config_list<psae::clip_three_layers>{});
     CHECK(tower->layers() == 3);
     CHECK(tower->name() == std::string("clip_three_layers"));
     for (const char* file : {"vocab.json", "merges.txt"}) fs::copy(golden / "clip_tiny" / file, model / file);
-    CHECK(psae::load_clip_text(model).tower->layers() == 1);
+    CHECK(psae::load_clip_text(model, psae::config_list<psae::clip_text_three_layers>{}).tower->layers() == 1);
 
     // Numbers that are none.
     const auto projection = config.find("\"projection_dim\": 24");

@@ -9,6 +9,7 @@
 #include <psae/vit/zero_shot.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
 #include "gradient_error.hpp"
 #include "random_weights.hpp"
 
@@ -99,7 +100,7 @@ TEST_CASE("gradients through causal attention, text blocks and projection") {
 }
 
 TEST_CASE("hidden states, pooled rows and embeddings of texts equal transformers'") {
-    const auto model = load_clip_text(directory);
+    const auto model = load_clip_text(directory, golden_text{});
     const text_tower& tower = *model.tower;
     const cpu device;
     arena<> scratch;
@@ -134,7 +135,7 @@ TEST_CASE("hidden states, pooled rows and embeddings of texts equal transformers
 }
 
 TEST_CASE("the golden texts through the tokenizer give the golden logits") {
-    const auto model = load_clip_text(directory);
+    const auto model = load_clip_text(directory, golden_text{});
     const std::vector<std::string> texts{"a photo of a cat", "the other one, isn't it?", "a",
                                          "red roses in the rain and the night"};
     const auto ids = model.tokenize(texts);
@@ -148,7 +149,7 @@ TEST_CASE("the golden texts through the tokenizer give the golden logits") {
 }
 
 TEST_CASE("the end token: the largest id where the configuration says 2, its own id otherwise") {
-    auto model = load_clip_text(directory);
+    auto model = load_clip_text(directory, golden_text{});
     text_tower& tower = *model.tower;
     CHECK(tower.eos_token_id == 2);
     const std::int32_t ids[] = {608, 5, 2, 609, 7, 609, 609};
@@ -163,7 +164,7 @@ TEST_CASE("the end token: the largest id where the configuration says 2, its own
 }
 
 TEST_CASE("texts together give what they give alone") {
-    const auto model = load_clip_text(directory);
+    const auto model = load_clip_text(directory, golden_text{});
     std::vector<std::string> texts;
     for (int i = 0; i < 150; ++i)
         texts.push_back(std::string("a ") + (i % 3 ? "red" : "the rain and the night") +
@@ -177,7 +178,7 @@ TEST_CASE("texts together give what they give alone") {
 }
 
 TEST_CASE("token ids and texts that do not fit the tower are refused") {
-    const auto model = load_clip_text(directory);
+    const auto model = load_clip_text(directory, golden_text{});
     token_ids t{3, {608, 610, 609}, {}};
     CHECK_THROWS_WITH(embed_texts(cpu(), *model.tower, t), Catch::Contains("position 1") && Catch::Contains("610"));
     t.ids[1] = -1;
@@ -189,7 +190,7 @@ TEST_CASE("token ids and texts that do not fit the tower are refused") {
 }
 
 TEST_CASE("prompt ensembles and zero-shot logits equal the corrected reference") {
-    const auto model = load_clip_text(pipeline / "model");
+    const auto model = load_clip_text(pipeline / "model", golden_text{});
     const auto templates = read_lines(std::filesystem::path(PSAE_DATA_DIR) / "imagenet_templates.txt");
     REQUIRE(templates.size() == 80);
     const std::vector<std::string> classes{"cat", "tree", "red car", "house"};

@@ -7,6 +7,8 @@
 #include <psae/vit/load_clip.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
+#include "../temporary_folder.hpp"
 #include "gradient_error.hpp"
 #include "random_weights.hpp"
 
@@ -38,9 +40,7 @@ void check_tower_gradients() {
 // The golden model with its weights rounded to a shorter type, written in two shards; and the same numbers as floats.
 template <class Short, class Round>
 void check_short_weights(const Round& round, double tolerance) {
-    const auto folder =
-        std::filesystem::temp_directory_path() /
-        ("psae_short_weights_" + std::to_string(sizeof(Short)) + std::to_string(int(element_type_of<Short>())));
+    const temporary_folder folder;
     const auto narrow = folder / "narrow", wide = folder / "wide";
     for (const auto& to : {narrow, wide}) {
         std::filesystem::create_directories(to);
@@ -77,7 +77,7 @@ void check_short_weights(const Round& round, double tolerance) {
     arena<> scratch;
     const auto pixels = to_floats(read_npz(directory / "expected.npz", "pixel_values"));
     const auto embeds = [&](const std::filesystem::path& path) {
-        const auto tower = load_clip_vision(path);
+        const auto tower = load_clip_vision(path, golden_vision{});
         std::vector<float> x(3 * tower->tokens() * tower->width()), e(3 * tower->projection());
         tower->embed(device, scratch, pixels.data(), 3, x.data());
         tower->run(device, scratch, x.data(), 3, 0, tower->layers());
@@ -90,14 +90,13 @@ void check_short_weights(const Round& round, double tolerance) {
         relative_difference(of_narrow, to_floats(read_npz(directory / "expected.npz", "image_embeds")));
     CHECK(rounding < tolerance);
     CHECK(rounding > 1e-5);  // the weights were rounded indeed
-    std::filesystem::remove_all(folder);
 }
 
 }  // namespace
 
 TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
     constexpr double tolerance = 6.8e-6;
-    const auto tower = load_clip_vision(directory);
+    const auto tower = load_clip_vision(directory, golden_vision{});
     const cpu device;
     arena<> scratch;
     const auto golden = [&](const char* name) { return to_floats(read_npz(directory / "expected.npz", name)); };
@@ -129,7 +128,7 @@ TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
 }
 
 TEST_CASE("a second forward pass allocates nothing") {
-    const auto tower = load_clip_vision(directory);
+    const auto tower = load_clip_vision(directory, golden_vision{});
     const cpu device;
     arena<> scratch;
     std::vector<float> pixels(2 * 3 * 32 * 32, 0.5f), x(2 * tower->tokens() * tower->width());

@@ -5,12 +5,12 @@
 #include <limits>
 #include <map>
 
-#include <unistd.h>
-
 #include <psae/io/numpy.hpp>
 #include <psae/vit/load_clip.hpp>
 
 #include "../difference.hpp"
+#include "../golden_models.hpp"
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -19,15 +19,11 @@ namespace {
 const std::filesystem::path golden = std::filesystem::path(PSAE_GOLDEN_DIR), tiny = golden / "clip_tiny";
 
 // A model's directory without weights, which goes with the test.
-struct model_folder {
-    std::filesystem::path path = std::filesystem::temp_directory_path() / ("psae_clip_" + std::to_string(::getpid()));
+struct model_folder : temporary_folder {
     model_folder() {
-        std::filesystem::remove_all(path);
-        std::filesystem::create_directories(path);
         for (const char* name : {"config.json", "vocab.json", "merges.txt", "tokenizer_config.json"})
             std::filesystem::copy(tiny / name, path / name);
     }
-    ~model_folder() { std::filesystem::remove_all(path); }
 };
 
 // The tensors of the golden model, which may be changed before they are written.
@@ -98,7 +94,7 @@ std::vector<float> results(const std::filesystem::path& directory) {
     const cpu device;
     arena<> scratch;
     const auto pixels = to_floats(read_npz(tiny / "expected.npz", "pixel_values"));
-    const auto tower = load_clip_vision(directory);
+    const auto tower = load_clip_vision(directory, golden_vision{});
     std::vector<float> x(3 * tower->tokens() * tower->width()), e(3 * tower->projection());
     tower->embed(device, scratch, pixels.data(), 3, x.data());
     tower->run(device, scratch, x.data(), 3, 0, tower->layers());
@@ -133,8 +129,8 @@ TEST_CASE("the golden model gives the same from pytorch_model.bin, from its shar
         const model_folder folder;
         model.write(folder.path / "pytorch_model.bin");
         CHECK(results(folder.path) == expected);
-        const auto text = load_clip_text(folder.path);
-        CHECK(text.scale == load_clip_text(tiny).scale);
+        const auto text = load_clip_text(folder.path, golden_text{});
+        CHECK(text.scale == load_clip_text(tiny, golden_text{}).scale);
     }
     {
         const model_folder folder;
@@ -186,7 +182,7 @@ TEST_CASE("a bad weight of a torch file is named with its file") {
     const golden_model model;
     const auto refusal = [&](const golden_model& m) {
         m.write(folder.path / "pytorch_model.bin");
-        return message_of([&] { load_clip_vision(folder.path); });
+        return message_of([&] { load_clip_vision(folder.path, golden_vision{}); });
     };
     CHECK(refusal(model).empty());
     golden_model bad = model;

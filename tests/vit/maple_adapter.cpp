@@ -10,6 +10,7 @@
 #include <psae/vit/zero_shot.hpp>
 
 #include "../difference.hpp"
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 
@@ -28,15 +29,8 @@ struct maple_text : clip_text_config<610, 77, 64, 3, 1, 256, 32> {
     static constexpr const char* name = "MaPLe test text";
 };
 
-std::filesystem::path fresh_folder(const std::string& name) {
-    const auto folder = std::filesystem::temp_directory_path() / ("psae_maple_" + name);
-    std::filesystem::remove_all(folder);
-    std::filesystem::create_directories(folder);
-    return folder;
-}
-
 // The base model as a directory: its weights, the small vocabulary, and a config.json.
-struct base_model {
+struct base_model : temporary_folder {
     base_model() {
         for (const char* file : {"clip_base_state.pt", "vocab.json", "merges.txt"})
             std::filesystem::copy_file(golden_directory / file, path / file);
@@ -46,14 +40,12 @@ struct base_model {
  "text_config": {"vocab_size": 610, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1,
                  "intermediate_size": 256, "eos_token_id": 2}})";
     }
-    ~base_model() { std::filesystem::remove_all(path); }
     std::unique_ptr<vision_tower> vision(const maple_adapter* adapter) const {
         return load_clip_vision(path, config_list<maple_vision>{}, adapter);
     }
     clip_text_model text(const maple_adapter* adapter) const {
         return load_clip_text(path, config_list<maple_text>{}, adapter);
     }
-    const std::filesystem::path path = fresh_folder("base");
 };
 
 // The tensors of the golden adapter's prompts, to be changed and written again.
@@ -77,14 +69,14 @@ struct prompts_file {
         return tensors[0];
     }
     void erase(const std::string& name) { tensors.erase(tensors.begin() + (&at(name) - tensors.data())); }
-    std::filesystem::path write() const {
+    std::filesystem::path write(const temporary_folder& folder) const {
+        const auto path = folder / "model.pth.tar-1";
         std::vector<tensor_to_write> list;
         for (const named& t : tensors) list.push_back(to_write(t.name, t.shape, t.values.data()));
         write_torch(path, torch_value::dict{{"state_dict", torch_value::state_dict(list)}, {"epoch", 5}});
         return path;
     }
     std::vector<named> tensors;
-    std::filesystem::path path = fresh_folder("file") / "model.pth.tar-1";
 };
 
 std::string message_of(const auto& f) {
@@ -188,7 +180,7 @@ TEST_CASE("the words that the learnt context takes the place of do not count, an
 TEST_CASE("an adapter of prompts alone leaves the model's weights, a whole one brings its own") {
     const base_model base;
     prompts_file file;
-    const maple_adapter whole(golden_directory / "model.pth.tar-5"), alone(file.write());
+    const maple_adapter whole(golden_directory / "model.pth.tar-5"), alone(file.write(base));
     CHECK(alone.vision().rows == whole.vision().rows);
     CHECK(alone.text().rows == whole.text().rows);
     const auto differ = [&](const maple_adapter* adapter, const std::string& name,
@@ -204,7 +196,7 @@ TEST_CASE("an adapter of prompts alone leaves the model's weights, a whole one b
     for (std::size_t i = 0; i < queries.size(); ++i) queries[i] = float(i);
     file.tensors.push_back({"image_encoder.proj", {128, 32}, projection});
     file.tensors.push_back({"text_encoder.transformer.resblocks.1.attn.in_proj_weight", {192, 64}, queries});
-    const maple_adapter changed(file.write());
+    const maple_adapter changed(file.write(base));
     const adapted_weights weights(base.path, &changed);
     CHECK(weights.read("visual_projection.weight", {32, 128})[1] == 32);  // transposed
     CHECK(weights.read("text_model.encoder.layers.1.self_attn.k_proj.weight", {64, 64})[0] == 64 * 64);
@@ -232,25 +224,25 @@ TEST_CASE("an adapter of another model, a damaged one and none at all are refuse
     }
     prompts_file file;
     file.at("ctx").values[70] = std::numeric_limits<float>::quiet_NaN();
-    CHECK_THAT(loading(file.write()), Catch::Contains("prompt_learner.ctx") && Catch::Contains("finite"));
+    CHECK_THAT(loading(file.write(base)), Catch::Contains("prompt_learner.ctx") && Catch::Contains("finite"));
     file = {};
     file.erase("compound_prompt_projections.1.weight");
-    CHECK_THAT(loading(file.write()),
+    CHECK_THAT(loading(file.write(base)),
                Catch::Contains("missing") && Catch::Contains("compound_prompt_projections.1.weight"));
     file = {};
     file.erase("compound_prompts_text.0");  // the next one is there
-    CHECK_THAT(loading(file.write()), Catch::Contains("missing") && Catch::Contains("compound_prompts_text.0"));
+    CHECK_THAT(loading(file.write(base)), Catch::Contains("missing") && Catch::Contains("compound_prompts_text.0"));
     file = {};
     for (const std::string i : {"0", "1"}) file.erase("compound_prompts_text." + i);
     file.at("ctx").shape[0] = 76;
     file.at("ctx").values.assign(76 * file.at("ctx").shape[1], 0.5f);
-    CHECK_THAT(loading(file.write()), Catch::Contains("expected at most") && Catch::Contains("found 76"));
+    CHECK_THAT(loading(file.write(base)), Catch::Contains("expected at most") && Catch::Contains("found 76"));
     file = {};
     file.at("compound_prompts_text.0").shape = {4, 32};
-    CHECK_THAT(loading(file.write()), Catch::Contains("compound_prompts_text.0") && Catch::Contains("[4, 32]"));
+    CHECK_THAT(loading(file.write(base)), Catch::Contains("compound_prompts_text.0") && Catch::Contains("[4, 32]"));
     file = {};
     file.erase("ctx");
-    CHECK_THAT(loading(file.write()), Catch::Contains("not an adapter of MaPLe"));
+    CHECK_THAT(loading(file.write(base)), Catch::Contains("not an adapter of MaPLe"));
     CHECK_THAT(loading(golden_directory / "clip_base_state.pt"), Catch::Contains("not an adapter of MaPLe"));
     // More depth than the model has blocks.
     file = {};
@@ -261,5 +253,5 @@ TEST_CASE("an adapter of another model, a damaged one and none at all are refuse
                 deeper.name = "prompt_learner." + name + "2" + part;
                 file.tensors.push_back(deeper);
             }
-    CHECK_THAT(loading(file.write()), Catch::Contains("4 blocks") && Catch::Contains("3 and 3 blocks"));
+    CHECK_THAT(loading(file.write(base)), Catch::Contains("4 blocks") && Catch::Contains("3 and 3 blocks"));
 }

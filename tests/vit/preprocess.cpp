@@ -5,6 +5,8 @@
 #include <psae/io/numpy.hpp>
 #include <psae/vit/preprocess.hpp>
 
+#include "../temporary_folder.hpp"
+
 using namespace psae;
 
 namespace {
@@ -113,10 +115,10 @@ TEST_CASE("damaged and hostile pictures are refused") {
 TEST_CASE("a written PNG is read back") {
     image picture{5, 3, std::vector<std::uint8_t>(45)};
     for (std::size_t i = 0; i < 45; ++i) picture.rgb[i] = static_cast<std::uint8_t>(i * 37);
-    const auto path = std::filesystem::temp_directory_path() / ("psae_png_" + std::to_string(getpid()) + ".png");
+    const temporary_folder folder;
+    const auto path = folder / "picture.png";
     write_png(path, picture);
     const auto back = read_image(path);
     CHECK(back.width == 5);
     CHECK(back.rgb == picture.rgb);
-    std::filesystem::remove(path);
 }

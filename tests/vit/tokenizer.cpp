@@ -4,10 +4,10 @@
 #include <filesystem>
 #include <map>
 
-#include <unistd.h>
-
 #include <psae/io/atomic_file.hpp>
 #include <psae/vit/read_tokenizer.hpp>
+
+#include "../temporary_folder.hpp"
 
 using namespace psae;
 namespace fs = std::filesystem;
@@ -16,14 +16,7 @@ namespace {
 
 const fs::path golden = fs::path(PSAE_GOLDEN_DIR) / "tokenizer";
 
-// A folder of its own, removed with it.
-struct folder {
-    fs::path path = fs::temp_directory_path() / ("psae_tokenizer_" + std::to_string(getpid()));
-    folder() {
-        fs::remove_all(path);
-        fs::create_directories(path);
-    }
-    ~folder() { fs::remove_all(path); }
+struct folder : temporary_folder {
     void write(const std::string& name, const std::string& text) const { write_text(path / name, text); }
     std::string refusal() const {
         try {

@@ -186,6 +186,15 @@ inline latent_ranking ranking_of(const std::vector<std::vector<std::uint32_t>>& 
     return ranking;
 }
 
+namespace detail {
+
+// The order by count: the largest first; of equal ones the larger index, as PatchSAE has them.
+inline auto by_count(std::span<const std::uint32_t> count) {
+    return [count](std::uint32_t a, std::uint32_t b) { return count[a] > count[b] || (count[a] == count[b] && a > b); };
+}
+
+}  // namespace detail
+
 // The `top` latents of each class with the largest counts; of equal counts the larger index first, as PatchSAE has them.
 // psae::error if there are fewer latents.
 inline latent_ranking rank_latents(const class_latent_counts& counts, std::size_t top) {
@@ -198,9 +207,7 @@ inline latent_ranking rank_latents(const class_latent_counts& counts, std::size_
     for (std::size_t c = 0; c < counts.classes; ++c) {
         const auto count = counts.of_class(c);
         std::iota(order.begin(), order.end(), std::uint32_t{0});
-        std::partial_sort(
-            order.begin(), order.begin() + std::ptrdiff_t(top), order.end(),
-            [&](std::uint32_t a, std::uint32_t b) { return count[a] > count[b] || (count[a] == count[b] && a > b); });
+        std::partial_sort(order.begin(), order.begin() + std::ptrdiff_t(top), order.end(), detail::by_count(count));
         ranking.latents.insert(ranking.latents.end(), order.begin(), order.begin() + std::ptrdiff_t(top));
     }
     return ranking;

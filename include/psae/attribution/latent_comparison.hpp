@@ -37,8 +37,7 @@ inline std::vector<std::uint32_t> first_latents(const class_latent_counts& count
     const auto count = counts.of_class(c);
     for (std::uint32_t f = 0; f < counts.latents; ++f)
         if (count[f] > 0) latents.push_back(f);
-    std::sort(latents.begin(), latents.end(),
-              [&](std::uint32_t a, std::uint32_t b) { return count[a] > count[b] || (count[a] == count[b] && a > b); });
+    std::sort(latents.begin(), latents.end(), detail::by_count(count));
     if (latents.size() > top) latents.resize(top);
     return latents;
 }

@@ -122,12 +122,18 @@ inline compared_sets choose_sets(const class_latent_counts& base, const class_la
         result.sets.push_back({name, k, result.rankings.size(), what});
         result.rankings.push_back(ranking_of(latents));
     };
+    lists base_order, adapted_order;
+    const std::size_t most = ks.empty() ? 0 : ks.back();
+    for (std::size_t c = 0; c < base.classes; ++c) {
+        base_order.push_back(first_latents(base, c, most, order, base_fires));
+        adapted_order.push_back(first_latents(adapted, c, most, order, adapted_fires));
+    }
     for (const std::size_t k : ks) {
-        lists first, second, shared;
+        lists first = base_order, second = adapted_order, shared;
         for (std::size_t c = 0; c < base.classes; ++c) {
-            first.push_back(first_latents(base, c, k, order, base_fires));
-            second.push_back(first_latents(adapted, c, k, order, adapted_fires));
-            shared.push_back(detail::split_by(first.back(), second.back(), base.latents).first);
+            first[c].resize(std::min(k, first[c].size()));
+            second[c].resize(std::min(k, second[c].size()));
+            shared.push_back(detail::split_by(first[c], second[c], base.latents).first);
         }
         add("base", k, action::keep, first);
         add("adapted", k, action::keep, second);
