@@ -15,7 +15,7 @@ struct sizes {
 template <class T>
 void check(const sizes& s, double deviation, double tolerance) {
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     arena<> scratch;
     spoilt_arena scratch_there(device);
     const std::size_t n = s.images * s.tokens, d = s.heads * s.width;
@@ -66,7 +66,7 @@ TEST_CASE("attention on the GPU with scores of which few count") {
 }
 
 TEST_CASE("attention on the GPU gives no NaN with very large scores") {
-    cuda device;
+    psae::cuda device;
     spoilt_arena scratch(device);
     auto qkv = random_tensor<float>(matrix{40, 12}, 1);
     for (float& x : qkv) x *= 1e4f;
@@ -77,7 +77,7 @@ TEST_CASE("attention on the GPU gives no NaN with very large scores") {
 
 TEST_CASE("attention on the GPU of many tokens") {
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     arena<> scratch;
     spoilt_arena scratch_there(device);
     const std::size_t tokens = 1025;
@@ -90,7 +90,7 @@ TEST_CASE("attention on the GPU of many tokens") {
 }
 
 TEST_CASE("attention on the GPU refuses heads that are too wide") {
-    cuda device;
+    psae::cuda device;
     arena<space::device> scratch;
     tensor<float, matrix, space::device> qkv(matrix{2, 3 * 129}), out(matrix{2, 129});
     CHECK_THROWS_AS(attention(device, scratch, out.data(), qkv.data(), 1, 2, 129, 1), error);

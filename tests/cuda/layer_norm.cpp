@@ -21,7 +21,7 @@ constexpr double tolerance = sizeof(T) == 4 ? 1e-5 : 1e-12;
 TEMPLATE_TEST_CASE("layer_norm on the GPU", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     for (const auto& [n, d] : all_sizes) {
         INFO(n << " rows of " << d);
         const auto x = random_tensor<T>(matrix{n, d}, 1);
@@ -52,7 +52,7 @@ TEMPLATE_TEST_CASE("layer_norm on the GPU", "", float, double) {
 TEMPLATE_TEST_CASE("layer_norm's adjoint on the GPU", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     for (const auto& [n, d] : all_sizes) {
         const auto x = random_tensor<T>(matrix{n, d}, 1), g = random_tensor<T>(matrix{n, d}, 2),
                    before = random_tensor<T>(matrix{n, d}, 3);

@@ -9,7 +9,7 @@ using namespace psae;
 TEMPLATE_TEST_CASE("extract_patches and its adjoint on the GPU", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     struct sizes {
         std::size_t images, channels, side, patch;
     };
@@ -40,7 +40,7 @@ TEMPLATE_TEST_CASE("extract_patches and its adjoint on the GPU", "", float, doub
 TEMPLATE_TEST_CASE("positions, sums over images and class tokens on the GPU", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     struct sizes {
         std::size_t images, tokens, d;
     };

@@ -20,14 +20,14 @@ struct twin {
     tensor<T, row, space::device> there;
 
     template <class F>
-    twin(const cuda& device, std::size_t count, const F& value) : here(row{count}), there(row{count}) {
+    twin(const psae::cuda& device, std::size_t count, const F& value) : here(row{count}), there(row{count}) {
         for (std::size_t i = 0; i < count; ++i) here[i] = value(i);
         upload(device, there.data(), here.data(), count);
     }
     const T* on(space s) const { return s == space::host ? here.data() : there.data(); }
     T* on(space s) { return s == space::host ? here.data() : there.data(); }
     // The largest difference of the two sides over the largest element.
-    double difference(const cuda& device) const { return relative_difference(on_host(device, there), here); }
+    double difference(const psae::cuda& device) const { return relative_difference(on_host(device, there), here); }
 };
 
 // Codes seen from the latents: one fires for every token, some for none. All that they have in common is taken from
@@ -37,7 +37,7 @@ struct twin_codes {
     twin<std::size_t> latent_offsets;
     twin<std::uint32_t> token_by_latent, entry_by_latent;
 
-    twin_codes(const cuda& device, std::size_t tokens, std::size_t latents, random_stream& random)
+    twin_codes(const psae::cuda& device, std::size_t tokens, std::size_t latents, random_stream& random)
         : twin_codes(device, tokens, latents, make(tokens, latents, random)) {}
 
     template <class T>
@@ -55,7 +55,7 @@ private:
         std::vector<std::size_t> offsets{0};
         std::vector<std::uint32_t> token, entry;
     };
-    twin_codes(const cuda& device, std::size_t tokens, std::size_t latents, const lists& l)
+    twin_codes(const psae::cuda& device, std::size_t tokens, std::size_t latents, const lists& l)
         : tokens(tokens),
           latents(latents),
           latent_offsets(device, l.offsets.size(), [&](std::size_t i) { return l.offsets[i]; }),
@@ -87,7 +87,7 @@ struct twin_gradient {
     std::deque<outer_product<T>> products;
     std::deque<row_multiples<T>> multiples;
 
-    twin_gradient(const cuda& device, std::size_t rows, std::size_t cols, bool dense, random_stream& random)
+    twin_gradient(const psae::cuda& device, std::size_t rows, std::size_t cols, bool dense, random_stream& random)
         : codes(device, 50, rows, random) {
         const auto array = [&](std::size_t count, auto value) -> twin<T>& {
             return arrays.emplace_back(device, count, [&](std::size_t i) { return static_cast<T>(value(i)); });
@@ -142,7 +142,7 @@ struct twin_parameter {
     std::size_t rows, cols;
     twin<T> w, m, v;
 
-    twin_parameter(const cuda& device, std::size_t rows, std::size_t cols, random_stream& random)
+    twin_parameter(const psae::cuda& device, std::size_t rows, std::size_t cols, random_stream& random)
         : rows(rows),
           cols(cols),
           w(device, rows * cols, [&](std::size_t) { return static_cast<T>(random.normal()); }),
@@ -155,7 +155,7 @@ struct twin_parameter {
     row_update<T> update(space s, bool projected) {
         return {w.on(s), m.on(s), v.on(s), rows, cols, projected, adam{}.at(0.1, 3), nullptr, 0, nullptr};
     }
-    double difference(const cuda& device) const {
+    double difference(const psae::cuda& device) const {
         return std::max({w.difference(device), m.difference(device), v.difference(device)});
     }
 };
@@ -165,7 +165,7 @@ struct twin_parameter {
 TEMPLATE_TEST_CASE("update_rows and add_gradient_squares on the GPU", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     arena<> scratch;
     spoilt_arena scratch_there(device);
     struct sizes {
@@ -200,7 +200,7 @@ TEMPLATE_TEST_CASE("update_rows and add_gradient_squares on the GPU", "", float,
 TEMPLATE_TEST_CASE("update_rows on the GPU of a dense gradient alone", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     arena<> scratch;
     spoilt_arena scratch_there(device);
     for (const std::size_t cols : {1, 768, 4100, 70001}) {
@@ -225,7 +225,7 @@ TEMPLATE_TEST_CASE("update_rows on the GPU of a dense gradient alone", "", float
 TEMPLATE_TEST_CASE("update_rows on the GPU of rows in memory", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     arena<> scratch;
     spoilt_arena scratch_there(device);
     const std::size_t rows = 40, first = 7, count = 18;
@@ -247,7 +247,7 @@ TEMPLATE_TEST_CASE("update_rows on the GPU of rows in memory", "", float, double
 }
 
 TEST_CASE("update_rows on the GPU changes nothing where it is not to go") {
-    cuda device;
+    psae::cuda device;
     arena<space::device> scratch;
     for (const std::size_t cols : {1, 8})
         for (const std::uint32_t go : {0, 1}) {
@@ -293,7 +293,7 @@ TEST_CASE("a gradient on the GPU has a bounded number of parts") {
 TEMPLATE_TEST_CASE("normalise_rows on the GPU", "", float, double) {
     using T = TestType;
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     for (const std::size_t d : {1, 7, 64, 768, 1283, 4096}) {
         INFO(d);
         random_stream random(d);
@@ -308,7 +308,7 @@ TEMPLATE_TEST_CASE("normalise_rows on the GPU", "", float, double) {
 
 TEST_CASE("find_dead on the GPU") {
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     arena<> scratch;
     arena<space::device> scratch_there;
     for (const std::size_t latents : {1, 31, 32, 1000, 5003})
@@ -332,7 +332,7 @@ TEST_CASE("find_dead on the GPU") {
 
 TEST_CASE("count_activity on the GPU") {
     cpu host(1);
-    cuda device;
+    psae::cuda device;
     const std::size_t latents = 700;
     for (const std::uint32_t go : {0, 1, 2}) {
         INFO(go);
