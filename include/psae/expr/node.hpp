@@ -165,10 +165,16 @@ template <class... A>
 struct node_pack;
 template <>
 struct node_pack<> {};
-template <class A, class... More>
-struct node_pack<A, More...> {
+template <class A>
+struct node_pack<A> {
+    // Not a member: nvcc 13 runs out of memory on nested packs that each hold the same empty one.
+    static constexpr node_pack<> rest{};
     [[no_unique_address]] A first;
-    [[no_unique_address]] node_pack<More...> rest;
+};
+template <class A, class B, class... More>
+struct node_pack<A, B, More...> {
+    [[no_unique_address]] A first;
+    [[no_unique_address]] node_pack<B, More...> rest;
 };
 template <std::size_t I, class A, class... More>
 PSAE_FN const auto& get(const node_pack<A, More...>& pack) {
@@ -243,7 +249,10 @@ using node_t = std::remove_cvref_t<decltype(as_node(std::declval<const X&>()))>;
 
 namespace detail {
 
-inline node_pack<> pack_nodes() { return {}; }
+template <class A>
+node_pack<A> pack_nodes(const A& one) {
+    return {one};
+}
 template <class A, class... More>
 node_pack<A, More...> pack_nodes(const A& first, const More&... rest) {
     return {first, pack_nodes(rest...)};
