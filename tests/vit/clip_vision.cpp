@@ -6,6 +6,7 @@
 #include <psae/io/numpy.hpp>
 #include <psae/vit/load_clip.hpp>
 
+#include "../backend.hpp"
 #include "../difference.hpp"
 #include "../golden_models.hpp"
 #include "../temporary_folder.hpp"
@@ -77,7 +78,7 @@ void check_short_weights(const Round& round, double tolerance) {
     arena<> scratch;
     const auto pixels = to_floats(read_npz(directory / "expected.npz", "pixel_values"));
     const auto embeds = [&](const std::filesystem::path& path) {
-        const auto tower = load_clip_vision(path, golden_vision{});
+        const auto tower = load_clip_vision(path, golden_vision{}, nullptr, backend());
         std::vector<float> x(3 * tower->tokens() * tower->width()), e(3 * tower->projection());
         tower->embed(device, scratch, pixels.data(), 3, x.data());
         tower->run(device, scratch, x.data(), 3, 0, tower->layers());
@@ -96,7 +97,7 @@ void check_short_weights(const Round& round, double tolerance) {
 
 TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
     constexpr double tolerance = 6.8e-6;
-    const auto tower = load_clip_vision(directory, golden_vision{});
+    const auto tower = load_clip_vision(directory, golden_vision{}, nullptr, backend());
     const cpu device;
     arena<> scratch;
     const auto golden = [&](const char* name) { return to_floats(read_npz(directory / "expected.npz", name)); };
@@ -128,7 +129,7 @@ TEST_CASE("hidden states, embeddings and replaced tokens equal transformers'") {
 }
 
 TEST_CASE("a second forward pass allocates nothing") {
-    const auto tower = load_clip_vision(directory, golden_vision{});
+    const auto tower = load_clip_vision(directory, golden_vision{}, nullptr, backend());
     const cpu device;
     arena<> scratch;
     std::vector<float> pixels(2 * 3 * 32 * 32, 0.5f), x(2 * tower->tokens() * tower->width());

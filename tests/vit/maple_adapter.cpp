@@ -9,6 +9,7 @@
 #include <psae/vit/load_clip.hpp>
 #include <psae/vit/zero_shot.hpp>
 
+#include "../backend.hpp"
 #include "../difference.hpp"
 #include "../temporary_folder.hpp"
 
@@ -41,7 +42,7 @@ struct base_model : temporary_folder {
                  "intermediate_size": 256, "eos_token_id": 2}})";
     }
     std::unique_ptr<vision_tower> vision(const maple_adapter* adapter) const {
-        return load_clip_vision(path, config_list<maple_vision>{}, adapter);
+        return load_clip_vision(path, config_list<maple_vision>{}, adapter, backend());
     }
     clip_text_model text(const maple_adapter* adapter) const {
         return load_clip_text(path, config_list<maple_text>{}, adapter);

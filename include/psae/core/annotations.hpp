@@ -7,3 +7,6 @@
 #else
 #define PSAE_FN __attribute__((always_inline)) inline
 #endif
+
+// The same for what the host alone can do, such as work on vectors of its own.
+#define PSAE_HOST_FN __attribute__((always_inline)) inline

@@ -27,7 +27,7 @@ namespace detail {
 // Calls hit(j) in ascending order for the j in [0, count) with wanted(j). Both passes over a block are without
 // branches: most blocks hold no hit, and those that do would be mispredicted at every other entry.
 template <class Wanted, class Hit>
-PSAE_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
+PSAE_HOST_FN void each_hit(std::size_t count, const Wanted& wanted, const Hit& hit) {
     constexpr std::size_t block = 64, word = 8;
     for (std::size_t first = 0; first < count; first += block) {
         const std::size_t n = std::min(count - first, block);
@@ -229,7 +229,7 @@ struct candidate_ranking {
     static constexpr T unbounded = -std::numeric_limits<T>::infinity();
     const Activation& activation;
 
-    PSAE_FN T rank(T h, std::uint32_t latent) const { return rank_of(activation, activation.value(h), latent); }
+    PSAE_HOST_FN T rank(T h, std::uint32_t latent) const { return rank_of(activation, activation.value(h), latent); }
     bool is_surely_active(const candidate<T>& c) const { return is_active(activation, c.low, c.latent); }
     T sure_rank(const candidate<T>& c) const { return is_surely_active(c) ? rank(c.low, c.latent) : unbounded; }
     // Without the candidates first .. last that are not active, which are known exactly: the new end.

@@ -48,8 +48,8 @@ struct exact_chunk {
     // Of one token.
     struct row {
         const T *products, *bias;
-        PSAE_FN T low(std::size_t j) const { return products[j] + bias[j]; }
-        PSAE_FN T high(std::size_t j) const { return low(j); }
+        PSAE_HOST_FN T low(std::size_t j) const { return products[j] + bias[j]; }
+        PSAE_HOST_FN T high(std::size_t j) const { return low(j); }
     };
     std::size_t first, count;
     const T *tile, *bias;  // [tokens, count], [count]
@@ -108,9 +108,9 @@ struct screened_chunk {
     struct row {
         const float *products, *bias, *by_norm, *by_rest, *own;
         float norm, rest;  // of the rounded token, and of what rounding took off
-        PSAE_FN float width(std::size_t j) const { return norm * by_norm[j] + rest * by_rest[j] + own[j]; }
-        PSAE_FN float low(std::size_t j) const { return products[j] + bias[j] - width(j); }
-        PSAE_FN float high(std::size_t j) const { return products[j] + bias[j] + width(j); }
+        PSAE_HOST_FN float width(std::size_t j) const { return norm * by_norm[j] + rest * by_rest[j] + own[j]; }
+        PSAE_HOST_FN float low(std::size_t j) const { return products[j] + bias[j] - width(j); }
+        PSAE_HOST_FN float high(std::size_t j) const { return products[j] + bias[j] + width(j); }
     };
     std::size_t first, count;
     float* tile;

@@ -29,7 +29,7 @@ struct register_tile {
     static constexpr std::size_t padded(std::size_t n) { return (n + lanes - 1) / lanes * lanes; }
 
     // exp of each element.
-    PSAE_FN static vector exponential(vector x) {
+    PSAE_HOST_FN static vector exponential(vector x) {
         if constexpr (std::is_same_v<T, float>) {
             typedef std::int32_t integers __attribute__((vector_size(Bytes)));
             return exp_polynomial<vector, integers>(x, -87.0f, 88.0f);
@@ -52,7 +52,9 @@ struct register_tile {
         std::size_t k = 0;
         for (const char* line = static_cast<const char*>(next); k + 8 <= inner; k += 8, line += 64) {
             __builtin_prefetch(line, 0, 2);
+#ifndef __CUDACC__  // which does not know it, and leaves host code to a compiler that does
 #pragma GCC unroll 8
+#endif
             for (std::size_t i = 0; i < 8; ++i) add_outer_product(sum, A + k + i, lda, B + (k + i) * ldb);
         }
         for (; k < inner; ++k) add_outer_product(sum, A + k, lda, B + k * ldb);
@@ -62,7 +64,7 @@ struct register_tile {
 
     // sum += a column of A by a row of B.
     template <std::size_t Vectors>
-    PSAE_FN static void add_outer_product(vector (&sum)[rows][Vectors], const T* A, std::size_t lda, const T* B) {
+    PSAE_HOST_FN static void add_outer_product(vector (&sum)[rows][Vectors], const T* A, std::size_t lda, const T* B) {
         vector b[Vectors];
         for (std::size_t v = 0; v < Vectors; ++v) b[v] = *reinterpret_cast<const vector*>(B + v * lanes);
         for (std::size_t r = 0; r < rows; ++r) {

@@ -167,20 +167,41 @@ template <>
 struct node_pack<> {};
 template <class A>
 struct node_pack<A> {
-    // Not a member: nvcc 13 runs out of memory on nested packs that each hold the same empty one.
     static constexpr node_pack<> rest{};
-    [[no_unique_address]] A first;
+    A first;
 };
 template <class A, class B, class... More>
 struct node_pack<A, B, More...> {
-    [[no_unique_address]] A first;
-    [[no_unique_address]] node_pack<B, More...> rest;
+    A first;
+    node_pack<B, More...> rest;
 };
 template <std::size_t I, class A, class... More>
 PSAE_FN const auto& get(const node_pack<A, More...>& pack) {
     if constexpr (I == 0) return pack.first;
     else return get<I - 1>(pack.rest);
 }
+
+}  // namespace detail
+
+namespace detail {
+
+// A T as a member of Owner that takes no memory where T is empty. Each such type stands once in its owner and in nothing
+// else: two empty members of one type must not have one address, and nvcc 13 fails where it has to move them apart.
+template <class T, class Owner, bool = std::is_empty_v<T>>
+class member_of {
+public:
+    PSAE_FN member_of(const T& value) : value_(value) {}
+    PSAE_FN const T& get() const { return value_; }
+
+private:
+    T value_;
+};
+template <class T, class Owner>
+class member_of<T, Owner, true> {
+public:
+    PSAE_FN member_of(const T&) {}
+    PSAE_FN T get() const { return T{}; }
+};
 
 }  // namespace detail
 
@@ -192,11 +213,11 @@ struct map_node {
     static constexpr bool is_differentiable = (differentiable<A> || ...);
     static constexpr bool is_over_codes = (over_codes<A> || ...);
 
-    [[no_unique_address]] F functor;
-    [[no_unique_address]] detail::node_pack<A...> arguments;
-    [[no_unique_address]] shape_type extents;
+    [[no_unique_address]] detail::member_of<F, map_node> functor;
+    detail::node_pack<A...> arguments;
+    [[no_unique_address]] detail::member_of<shape_type, map_node> extents;
 
-    PSAE_FN const shape_type& shape() const { return extents; }
+    PSAE_FN shape_type shape() const { return extents.get(); }
     template <class P>
     PSAE_FN value_type load(P p) const {
         return load(p, std::index_sequence_for<A...>{});
@@ -205,7 +226,7 @@ struct map_node {
 private:
     template <class P, std::size_t... I>
     PSAE_FN value_type load(P p, std::index_sequence<I...>) const {
-        return functor.value(static_cast<value_type>(detail::get<I>(arguments).load(p))...);
+        return functor.get().value(static_cast<value_type>(detail::get<I>(arguments).load(p))...);
     }
 };
 

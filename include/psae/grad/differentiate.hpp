@@ -10,11 +10,10 @@ namespace detail {
 
 // The I-th partial derivative of a functor, as a functor of the same arguments.
 template <class F, std::size_t I>
-struct partial_functor {
-    [[no_unique_address]] F functor;
+struct partial_functor : F {
     template <class T, class... More>
     PSAE_FN T value(T first, More... more) const {
-        return functor.derivative(first, more...).d[I];
+        return F::derivative(first, more...).d[I];
     }
 };
 
@@ -68,8 +67,8 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
             [&]<std::size_t... I>(std::index_sequence<I...>) {
                 (..., [&] {
                     if constexpr (differentiable<A>) {
-                        const auto partial =
-                            map_node<detail::partial_functor<F, I>, A...>{{m.functor}, m.arguments, m.extents};
+                        const auto partial = map_node<detail::partial_functor<F, I>, A...>{
+                            detail::partial_functor<F, I>{m.functor.get()}, m.arguments, m.extents.get()};
                         accumulate_gradients(t, detail::get<I>(m.arguments),
                                              detail::make_map(times{}, cotangent, partial));
                     }
@@ -109,7 +108,7 @@ void accumulate_column_sums(Tape& t, const N& n, const G& sums) {
         using T = typename N::value_type;
         [&]<class F, class... A>(const map_node<F, A...>& m) {
             [&]<std::size_t... I>(std::index_sequence<I...>) {
-                const auto slopes = m.functor.derivative(static_cast<T>(I * 0)...);
+                const auto slopes = m.functor.get().derivative(static_cast<T>(I * 0)...);
                 (..., accumulate_column_sums(t, detail::get<I>(m.arguments),
                                              detail::make_map(times{}, sums, constant_node<T>{slopes.d[I]})));
             }

@@ -145,9 +145,11 @@ public:
     }
     std::size_t scratch_allocations() const { return scratch_.allocations(); }
 
-    // Everything that a checkpoint holds beside the parameters: f(name, data, count) for each array.
+    // Everything that a checkpoint holds beside the parameters: f(name, data, count) for each array. The data is the
+    // host's and stays until the next call.
     template <class F>
     void each_state(F&& f) {
+        staged_.clear();
         std::size_t i = 0;
         sae_.each_parameter([&](const char* name, auto&) {
             give(f, std::string("adam_m.") + name, first_moments_[i]);
@@ -176,9 +178,11 @@ private:
         if constexpr (on_host) {
             f(name, a.data(), a.size());
         } else {
-            auto here = on_the_host(a);
-            f(name, here.data(), here.size());
-            upload(device_, a.data(), here.data(), here.size());
+            auto& here = staged_.emplace_back(a.size() * sizeof(U));
+            auto* data = reinterpret_cast<U*>(here.data());
+            download(device_, data, a.data(), a.size());
+            f(name, data, a.size());
+            upload(device_, a.data(), data, a.size());
         }
     }
     template <class U>
@@ -296,7 +300,8 @@ private:
     array<std::uint32_t> since_fired_, dead_;
     array<std::uint64_t> activation_count_;
     array<std::size_t> dead_count_;
-    std::vector<std::uint32_t> fired_;  // in the last step, on the host
+    std::vector<std::uint32_t> fired_;            // in the last step, on the host
+    std::vector<std::vector<std::byte>> staged_;  // another device's arrays, for each_state
     std::uint64_t counted_tokens_ = 0;
     std::uint64_t counters_[2] = {};
     std::size_t step_ = 0;

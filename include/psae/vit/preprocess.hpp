@@ -64,16 +64,16 @@ inline resample_weights bicubic_weights(std::size_t in, std::size_t out, std::si
 
 // Sums of bytes times weights, in units of 2^-22; N of them in a row, which is what the compiler turns into vectors.
 template <std::size_t N>
-PSAE_FN void clear(std::int32_t (&sums)[N]) {
+PSAE_HOST_FN void clear(std::int32_t (&sums)[N]) {
     for (std::size_t i = 0; i < N; ++i) sums[i] = 1 << 21;  // one half, so that rounding down rounds to nearest
 }
 template <std::size_t N>
-PSAE_FN void add_weighted(std::int32_t (&sums)[N], const std::uint8_t* bytes, std::int32_t weight) {
+PSAE_HOST_FN void add_weighted(std::int32_t (&sums)[N], const std::uint8_t* bytes, std::int32_t weight) {
 #pragma omp simd
     for (std::size_t i = 0; i < N; ++i) sums[i] += bytes[i] * weight;
 }
 template <std::size_t N>
-PSAE_FN void store(const std::int32_t (&sums)[N], std::uint8_t* bytes) {
+PSAE_HOST_FN void store(const std::int32_t (&sums)[N], std::uint8_t* bytes) {
 #pragma omp simd
     for (std::size_t i = 0; i < N; ++i) {
         const std::int32_t v = sums[i] >> 22;
@@ -84,7 +84,7 @@ PSAE_FN void store(const std::int32_t (&sums)[N], std::uint8_t* bytes) {
 typedef std::uint8_t bytes_16 __attribute__((vector_size(16)));
 
 // Four rounds of interleaving row i with row i + 8 transpose 16 rows.
-PSAE_FN void transpose(bytes_16 (&a)[16]) {
+PSAE_HOST_FN void transpose(bytes_16 (&a)[16]) {
     for (int round = 0; round < 4; ++round) {
         bytes_16 b[16];
         for (int i = 0; i < 8; ++i) {
