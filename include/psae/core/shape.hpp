@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <string>
+#include <type_traits>
 
 #include <psae/core/annotations.hpp>
 #include <psae/core/error.hpp>
@@ -19,9 +20,30 @@ inline constexpr std::size_t dyn = ~std::size_t{0};
 
 namespace detail {
 
+// A T as a base of Owner, in place of a member with [[no_unique_address]]: nvcc 13 gives such members an address in
+// kernels, where everything behind them is then looked for in the wrong place. Each of these types stands once in its
+// owner and nowhere else, so no two empty ones of a type have to be kept at different addresses.
+template <class T, class Owner, bool = std::is_empty_v<T>>
+class part_of {
+public:
+    part_of() = default;
+    PSAE_FN part_of(const T& value) : value_(value) {}
+    PSAE_FN const T& part() const { return value_; }
+
+private:
+    T value_{};
+};
+template <class T, class Owner>
+class part_of<T, Owner, true> {
+public:
+    part_of() = default;
+    PSAE_FN part_of(const T&) {}
+    PSAE_FN T part() const { return T{}; }
+};
+
 template <std::size_t Count>
 struct dynamic_extents {
-    std::size_t values[Count];
+    std::size_t values[Count] = {};
 };
 template <>
 struct dynamic_extents<0> {};
@@ -29,7 +51,7 @@ struct dynamic_extents<0> {};
 }  // namespace detail
 
 template <std::size_t... N>
-class shape {
+class shape : detail::dynamic_extents<(std::size_t{0} + ... + (N == dyn ? 1 : 0))> {
 public:
     static constexpr std::size_t rank = sizeof...(N);
     static constexpr std::size_t rank_dynamic = (std::size_t{0} + ... + (N == dyn ? 1 : 0));
@@ -51,7 +73,7 @@ public:
     // The dyn extents, first to last. (A fully static shape is default-constructed.)
     template <class... Extent>
     requires(sizeof...(Extent) == rank_dynamic && rank_dynamic > 0) constexpr PSAE_FN explicit shape(Extent... extents)
-        : dynamic_{{static_cast<std::size_t>(extents)...}} {}
+        : detail::dynamic_extents<rank_dynamic>{{static_cast<std::size_t>(extents)...}} {}
 
     // The shape with these extents (rank of them); the static ones must agree.
     static constexpr PSAE_FN shape from_extents(const std::size_t* extents) {
@@ -59,7 +81,7 @@ public:
         if constexpr (rank_dynamic > 0) {
             std::size_t slot = 0;
             for (std::size_t i = 0; i < rank; ++i)
-                if (static_extent(i) == dyn) s.dynamic_.values[slot++] = extents[i];
+                if (static_extent(i) == dyn) s.values[slot++] = extents[i];
         }
         return s;
     }
@@ -71,7 +93,7 @@ public:
             if (static_extent(i) != dyn) return static_extent(i);
             std::size_t slot = 0;
             for (std::size_t j = 0; j < i; ++j) slot += static_extent(j) == dyn;
-            return dynamic_.values[slot];
+            return this->values[slot];
         }
     }
     constexpr PSAE_FN std::size_t size() const {
@@ -94,9 +116,6 @@ public:
             if (a.extent(i) != b.extent(i)) return false;
         return true;
     }
-
-private:
-    [[no_unique_address]] detail::dynamic_extents<rank_dynamic> dynamic_{};
 };
 
 namespace detail {

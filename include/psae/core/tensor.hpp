@@ -31,20 +31,22 @@ struct position {
 // same everywhere, a rank-1 view is the same in every row, and a last extent that is statically 1 is the same in every
 // column.
 template <class T, class Shape, space Space = space::host>
-struct view {
+struct view : private detail::part_of<Shape, view<T, Shape, Space>> {
     using value_type = std::remove_const_t<T>;
     using shape_type = Shape;
     static constexpr space memory = Space;
 
     T* data = nullptr;
-    [[no_unique_address]] Shape extents{};
 
-    PSAE_FN const Shape& shape() const { return extents; }
-    PSAE_FN std::size_t size() const { return extents.size(); }
-    PSAE_FN std::size_t rows() const { return extents.rows(); }
-    PSAE_FN std::size_t cols() const { return extents.cols(); }
-    PSAE_FN T* row(std::size_t r) const { return data + r * extents.cols(); }
-    PSAE_FN T& operator()(std::size_t r, std::size_t c) const { return data[r * extents.cols() + c]; }
+    view() = default;
+    PSAE_FN view(T* data, const Shape& extents) : detail::part_of<Shape, view<T, Shape, Space>>(extents), data(data) {}
+
+    PSAE_FN Shape shape() const { return this->part(); }
+    PSAE_FN std::size_t size() const { return shape().size(); }
+    PSAE_FN std::size_t rows() const { return shape().rows(); }
+    PSAE_FN std::size_t cols() const { return shape().cols(); }
+    PSAE_FN T* row(std::size_t r) const { return data + r * cols(); }
+    PSAE_FN T& operator()(std::size_t r, std::size_t c) const { return data[r * cols() + c]; }
     PSAE_FN T& operator[](std::size_t i) const { return data[i]; }
     T* begin() const { return data; }
     T* end() const { return data + size(); }
@@ -54,7 +56,7 @@ struct view {
     requires(std::is_convertible_v<T (*)[], U (*)[]>&& compatible_shapes<Shape, OtherShape> &&
              (!std::is_same_v<U, T> || !std::is_same_v<Shape, OtherShape>))
     operator view<U, OtherShape, Space>() const {
-        return {data, convert_shape<OtherShape>(extents)};
+        return {data, convert_shape<OtherShape>(shape())};
     }
 
     template <class P>
@@ -62,7 +64,7 @@ struct view {
         if constexpr (Shape::rank == 0) return data[0];
         else if constexpr (Shape::rank == 1) return data[Shape::static_cols == 1 ? 0 : p.col];
         else if constexpr (Shape::static_cols == 1) return data[p.row];
-        else return data[p.row * extents.cols() + p.col];
+        else return data[p.row * cols() + p.col];
     }
 
 private:

@@ -160,6 +160,10 @@ auto broadcast(const A& a, const B& b, const C& c, const More&... more) {
     return broadcast(broadcast(a, b), c, more...);
 }
 
+// The shape that the shapes of these nodes broadcast to.
+template <class... A>
+using broadcast_all_t = std::remove_cvref_t<decltype(broadcast(std::declval<typename A::shape_type>()...))>;
+
 // A trivially copyable tuple of nodes.
 template <class... A>
 struct node_pack;
@@ -183,41 +187,22 @@ PSAE_FN const auto& get(const node_pack<A, More...>& pack) {
 
 }  // namespace detail
 
-namespace detail {
-
-// A T as a member of Owner that takes no memory where T is empty. Each such type stands once in its owner and in nothing
-// else: two empty members of one type must not have one address, and nvcc 13 fails where it has to move them apart.
-template <class T, class Owner, bool = std::is_empty_v<T>>
-class member_of {
-public:
-    PSAE_FN member_of(const T& value) : value_(value) {}
-    PSAE_FN const T& get() const { return value_; }
-
-private:
-    T value_;
-};
-template <class T, class Owner>
-class member_of<T, Owner, true> {
-public:
-    PSAE_FN member_of(const T&) {}
-    PSAE_FN T get() const { return T{}; }
-};
-
-}  // namespace detail
-
 // A functor applied to the values of its arguments at each position.
 template <class F, class... A>
-struct map_node {
+struct map_node : private detail::part_of<F, map_node<F, A...>>,
+                  private detail::part_of<detail::broadcast_all_t<A...>, map_node<F, A...>> {
     using value_type = typename std::common_type<typename A::value_type...>::type;
-    using shape_type = std::remove_cvref_t<decltype(detail::broadcast(std::declval<typename A::shape_type>()...))>;
+    using shape_type = detail::broadcast_all_t<A...>;
     static constexpr bool is_differentiable = (differentiable<A> || ...);
     static constexpr bool is_over_codes = (over_codes<A> || ...);
 
-    [[no_unique_address]] detail::member_of<F, map_node> functor;
     detail::node_pack<A...> arguments;
-    [[no_unique_address]] detail::member_of<shape_type, map_node> extents;
 
-    PSAE_FN shape_type shape() const { return extents.get(); }
+    map_node(const F& functor, const detail::node_pack<A...>& arguments, const shape_type& extents)
+        : detail::part_of<F, map_node>(functor), detail::part_of<shape_type, map_node>(extents), arguments(arguments) {}
+
+    PSAE_FN auto functor() const { return detail::part_of<F, map_node>::part(); }
+    PSAE_FN shape_type shape() const { return detail::part_of<shape_type, map_node>::part(); }
     template <class P>
     PSAE_FN value_type load(P p) const {
         return load(p, std::index_sequence_for<A...>{});
@@ -226,7 +211,7 @@ struct map_node {
 private:
     template <class P, std::size_t... I>
     PSAE_FN value_type load(P p, std::index_sequence<I...>) const {
-        return functor.get().value(static_cast<value_type>(detail::get<I>(arguments).load(p))...);
+        return functor().value(static_cast<value_type>(detail::get<I>(arguments).load(p))...);
     }
 };
 

@@ -68,7 +68,7 @@ void accumulate_gradients(Tape& t, const N& n, const G& cotangent) {
                 (..., [&] {
                     if constexpr (differentiable<A>) {
                         const auto partial = map_node<detail::partial_functor<F, I>, A...>{
-                            detail::partial_functor<F, I>{m.functor.get()}, m.arguments, m.extents.get()};
+                            detail::partial_functor<F, I>{m.functor()}, m.arguments, m.shape()};
                         accumulate_gradients(t, detail::get<I>(m.arguments),
                                              detail::make_map(times{}, cotangent, partial));
                     }
@@ -108,7 +108,7 @@ void accumulate_column_sums(Tape& t, const N& n, const G& sums) {
         using T = typename N::value_type;
         [&]<class F, class... A>(const map_node<F, A...>& m) {
             [&]<std::size_t... I>(std::index_sequence<I...>) {
-                const auto slopes = m.functor.get().derivative(static_cast<T>(I * 0)...);
+                const auto slopes = m.functor().derivative(static_cast<T>(I * 0)...);
                 (..., accumulate_column_sums(t, detail::get<I>(m.arguments),
                                              detail::make_map(times{}, sums, constant_node<T>{slopes.d[I]})));
             }

@@ -145,8 +145,8 @@ struct variable : view<const T, Shape, Tape::memory> {
     std::size_t stage = 0;  // the number of the stage that makes it; 0 for inputs
 
     // Its memory, for the stage that makes it, and its adjoint, once something has been added to it.
-    view<T, Shape, Tape::memory> result() const { return {storage, this->extents}; }
-    const_view<T, Shape, Tape::memory> cotangent() const { return {adjoint->data, this->extents}; }
+    view<T, Shape, Tape::memory> result() const { return {storage, this->shape()}; }
+    const_view<T, Shape, Tape::memory> cotangent() const { return {adjoint->data, this->shape()}; }
 };
 // Its memory is that of the tape it is used on.
 template <class T, class Shape>
