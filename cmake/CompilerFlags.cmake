@@ -2,7 +2,18 @@
 add_library(psae_development INTERFACE)
 target_link_libraries(psae_development INTERFACE psae::psae psae::native)
 # -Wrestrict: g++ 12 reports string concatenation falsely (GCC bug 105651).
-target_compile_options(psae_development INTERFACE -Wall -Wextra $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> $<$<BOOL:${PSAE_WERROR}>:-Werror>)
+set(warnings -Wall -Wextra)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND warnings -Wno-restrict)
+endif()
+if(PSAE_WERROR)
+    list(APPEND warnings -Werror)
+    target_compile_options(psae_development INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
+endif()
+foreach(warning IN LISTS warnings)
+    target_compile_options(psae_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${warning}>
+                                                      $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${warning}>)
+endforeach()
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
     # A loop under `omp simd` that clang leaves scalar is slower, not wrong.
     target_compile_options(psae_development INTERFACE -Wno-pass-failed)

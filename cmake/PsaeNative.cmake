@@ -57,11 +57,14 @@ endfunction()
 if(NOT TARGET psae::native)
     add_library(psae::native INTERFACE IMPORTED GLOBAL)
     if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-        target_compile_options(psae::native INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>
-                                                      $<$<COMPILE_LANGUAGE:CXX>:-fno-trapping-math>)
+        set(psae_native_flags_here "")
         if(PSAE_NATIVE)
             psae_native_flags(psae_native_flags_here)
-            target_compile_options(psae::native INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${psae_native_flags_here}>")
         endif()
+        # What nvcc leaves to the C++ compiler gets them too: the same templates must not be compiled in two ways.
+        foreach(flag IN LISTS psae_native_flags_here ITEMS -fno-math-errno -fno-trapping-math)
+            target_compile_options(psae::native INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${flag}>
+                                                          $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${flag}>)
+        endforeach()
     endif()
 endif()

@@ -2,6 +2,7 @@
 
 #include <psae/vit/load_clip.hpp>
 
+#include "gpu.hpp"
 #include "program.hpp"
 
 namespace patchsae {
@@ -18,6 +19,9 @@ std::optional<psae::maple_adapter> read_adapter(const std::filesystem::path& pat
 std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& directory,
                                                const std::filesystem::path& adapter) {
     const auto adapted = read_adapter(adapter);
+#ifdef PATCHSAE_CUDA
+    if (chosen_gpu() >= 0) return load_gpu_model(directory, adapted ? &*adapted : nullptr, chosen_gpu());
+#endif
     return psae::load_clip_vision(directory, {}, adapted ? &*adapted : nullptr);
 }
 psae::clip_text_model load_text_model(const std::filesystem::path& directory, const std::filesystem::path& adapter) {

@@ -32,13 +32,17 @@ psae::clip_text_model load_text_model(const std::filesystem::path& directory,
 // An SAE of any format; here for the same reason.
 psae::sae_weights load_sae(const std::filesystem::path& path);
 
+// The GPU that --device chooses, or -1 for the CPU: without the option the first one, if the program was built with CUDA
+// and there is one.
+int chosen_gpu();
+
 // Options ------------------------------------------------------------------------------------------------------------
 
 struct common_options {
     int threads = 0;
     std::uint64_t seed = 0;
     bool json = false;
-    std::string device = "cpu", dtype = "fp32", config;
+    std::string device, dtype = "fp32", config;
     void add_to(CLI::App& app);
 };
 

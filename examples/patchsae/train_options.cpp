@@ -3,20 +3,12 @@
 #include <algorithm>
 #include <map>
 
-#include <psae/sae/gated.hpp>
-#include <psae/sae/jump_relu.hpp>
-#include <psae/sae/matryoshka.hpp>
-#include <psae/sae/patchsae.hpp>
-#include <psae/sae/topk.hpp>
-
 #include "activations.hpp"
+#include "gpu_runs.hpp"
 
 namespace patchsae {
 
 namespace {
-
-// Its thresholds move by about lr a step and L0 is steered to a number, so that short runs get there.
-using jump_relu = psae::jump_relu<psae::dyn, psae::dyn, float, psae::jump_relu_form::dictionary_learning>;
 
 bool is_topk(const std::string& variant) {
     return variant == "topk" || variant == "batch_topk" || variant == "matryoshka";
@@ -270,6 +262,11 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
         if constexpr (requires { sae.threshold_rate; })
             sae.threshold_rate = std::clamp(10.0 / double(steps), 0.001, 0.1);
         if constexpr (requires { sae.lambda_warmup_steps; }) sae.lambda_warmup_steps = sparsity_warmup_steps;
+#ifdef PATCHSAE_CUDA
+        if (chosen_gpu() >= 0)
+            return make_gpu_run(std::move(sae), training, std::move(run), device, chosen_gpu(), device.products,
+                                tokens.held_out);
+#endif
         return std::make_unique<psae::training_run<Variant>>(std::move(sae), training, std::move(run), device,
                                                              tokens.held_out);
     };

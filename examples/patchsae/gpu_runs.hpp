@@ -1,9 +1,8 @@
 #pragma once
-// Runs of the program's variants on a device.
+// Training runs of the program's variants whose steps are a GPU's (gpu.cu, in a build with CUDA).
 
 #include <memory>
 #include <span>
-#include <utility>
 
 #include <psae/io/training_run.hpp>
 #include <psae/sae/batch_topk.hpp>
@@ -18,11 +17,6 @@ namespace patchsae {
 // Its thresholds move by about lr a step and L0 is steered to a number, so that short runs get there.
 using jump_relu = psae::jump_relu<psae::dyn, psae::dyn, float, psae::jump_relu_form::dictionary_learning>;
 
-// The device of --device as the library knows it: the GPU's number, or -1 for the CPU. psae::error where there is none or
-// the program was built without CUDA.
-int find_gpu(const std::string& device);
-
-// A run whose steps are the GPU's (cuda_runs.cu, in a build with CUDA). For the variants that `train` has.
 template <class Variant>
 std::unique_ptr<psae::any_training_run> make_gpu_run(Variant sae, const psae::training_options& training,
                                                      psae::training_run_options run, const psae::cpu& host, int gpu,

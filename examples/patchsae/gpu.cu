@@ -1,9 +1,21 @@
-// Training on the GPU, compiled by nvcc apart from the rest of the program.
 #include <psae/cuda.hpp>
 
-#include "runs.hpp"
+#include <psae/vit/load_clip.hpp>
+
+#include "gpu.hpp"
+#include "gpu_runs.hpp"
 
 namespace patchsae {
+
+int count_gpus() {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::unique_ptr<psae::vision_tower> load_gpu_model(const std::filesystem::path& directory,
+                                                   const psae::maple_adapter* adapter, int gpu) {
+    return psae::load_clip_vision(directory, psae::known_clip_configs{}, adapter, psae::cuda(gpu));
+}
 
 template <class Variant>
 std::unique_ptr<psae::any_training_run> make_gpu_run(Variant sae, const psae::training_options& training,
@@ -15,10 +27,10 @@ std::unique_ptr<psae::any_training_run> make_gpu_run(Variant sae, const psae::tr
                                                                      device, held_out);
 }
 
-#define PATCHSAE_GPU_RUN(...)                                                                                     \
-    template std::unique_ptr<psae::any_training_run> make_gpu_run(                                                \
-        __VA_ARGS__, const psae::training_options&, psae::training_run_options, const psae::cpu&, int,            \
-        psae::precision, std::span<const float>)
+#define PATCHSAE_GPU_RUN(...)                                                                                        \
+    template std::unique_ptr<psae::any_training_run> make_gpu_run(__VA_ARGS__, const psae::training_options&,        \
+                                                                  psae::training_run_options, const psae::cpu&, int, \
+                                                                  psae::precision, std::span<const float>)
 PATCHSAE_GPU_RUN(psae::patchsae<>);
 PATCHSAE_GPU_RUN(psae::topk<>);
 PATCHSAE_GPU_RUN(psae::batch_topk<>);

@@ -1,0 +1,19 @@
+#pragma once
+// What the program lets a GPU compute, in a build with CUDA: gpu.cu, which nvcc compiles apart from the rest.
+
+#include <filesystem>
+#include <memory>
+
+#include <psae/vit/clip_vision.hpp>
+#include <psae/vit/maple_adapter.hpp>
+
+namespace patchsae {
+
+// How many GPUs can be used; 0 if there is no driver.
+int count_gpus();
+
+// As psae::load_clip_vision: a tower whose blocks run on that GPU.
+std::unique_ptr<psae::vision_tower> load_gpu_model(const std::filesystem::path& directory,
+                                                   const psae::maple_adapter* adapter, int gpu);
+
+}  // namespace patchsae
