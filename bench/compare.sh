@@ -19,7 +19,11 @@ if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet -r bench/peers/requirements.txt
 fi
-[ -e "$images/023.jpg" ] && [ -e "$images/005.png" ] || "$venv/bin/python" bench/peers/preprocess.py "$images" --make
+case " ${programs[*]} " in
+*" preprocess "*)
+    [ -e "$images/023.jpg" ] && [ -e "$images/005.png" ] || "$venv/bin/python" bench/peers/preprocess.py "$images" --make
+    ;;
+esac
 
 # The path of our program, or nothing.
 find_ours() {

@@ -19,6 +19,8 @@ PAIRS = [("sae_step dense (initial L0)", "sae_step dense", "", "sae_step/eager/0
          ("sae_step top 64", "sae_step 64 topk", "", "sae_step/saelens/64")]
 PAIRS += [(f"vit {part}, batch {b}", f"vit {part} {b}", "", f"vit/{part}/b{b}/{engine}")
           for part in ("full", "tap") for b in (1, 8) for engine in ("eager", "compile", "onnxruntime", "openvino")]
+PAIRS += [("encode (per image)", "analysis encode", "", "analysis/forward"),
+          ("summary and classes (per image)", "analysis summary", "", "analysis/count")]
 PAIRS += [(f"preprocess {kind} (per image)", f"preprocess {kind}", "", f"preprocess/{kind}") for kind in ("jpeg", "png", "resize")]
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -48,11 +50,16 @@ def load(folder):
                 name = row["case"]
                 if record["bench"] == "sae_step":
                     name += f"/{row['l0_asked'] if not name.endswith('topk') else row['l0']:.0f}"
-                peers[name][turn] += row["all_s"]
+                per_item = row["ms_per_image"] / 1e3 / row["median_s"] if record["bench"] == "analysis" else 1
+                peers[name][turn] += [t * per_item for t in row["all_s"]]
                 notes[name] = {k: row[k] for k in ("l0", "peak_rss_mib", "of_five_gemms", "of_ceiling") if k in row}
         elif "benchmarks" in record:
             for row in record["benchmarks"]:
                 if row.get("run_type", "iteration") != "iteration" or row.get("error_occurred"):
+                    continue
+                if rest[0] == "analysis":
+                    for part in ("tower", "encode", "summary"):
+                        ours[f"analysis/{part}"][turn].append(row[f"{part}_ms_per_image"] / 1e3)
                     continue
                 per_item = rest[0] == "preprocess" and row.get("items_per_second")
                 name = "/".join([*rest, row["name"]])
