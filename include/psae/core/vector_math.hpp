@@ -3,41 +3,27 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include <psae/core/annotations.hpp>
 
 namespace psae {
-
-namespace detail {
-
-// exp for a float, or a vector of floats (GNU vector extension) with Int the vector of as many 32-bit integers.
-template <class Float, class Int>
-PSAE_FN Float exp_polynomial(Float x, float least, float most) {
-    x = x < Float{} + least ? Float{} + least : x;
-    x = x > Float{} + most ? Float{} + most : x;
-    const Float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounds to nearest: |x| is far below 2^22
-    const Float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    Int exponent;
-    if constexpr (std::is_arithmetic_v<Float>) exponent = static_cast<Int>(n);
-    else exponent = __builtin_convertvector(n, Int);
-    return p * __builtin_bit_cast(Float, (exponent + 127) << 23);
-}
-
-}  // namespace detail
 
 // exp(x) for float: 2^n times a polynomial of degree 6 in the remainder (coefficients of Cephes' expf), relative error
 // below 2e-7 on [-87, 88]; outside of [least, most] the argument is clamped. tests/core/vector_math.cpp measures the
 // bound. Narrower limits are for what divides by the result: a compiler that vectorises may evaluate exp(most) for
 // every element and select afterwards, and quotients that are denormal numbers take a hundred cycles each.
 PSAE_FN float fast_exp(float x, float least = -87.0f, float most = 88.0f) {
-    return detail::exp_polynomial<float, std::int32_t>(x, least, most);
+    x = x < least ? least : x;
+    x = x > most ? most : x;
+    const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounds to nearest: |x| is far below 2^22
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * __builtin_bit_cast(float, (static_cast<std::int32_t>(n) + 127) << 23);
 }
 // exp(x) for double, without limits.
 PSAE_FN double fast_exp(double x, double = 0, double = 0) { return std::exp(x); }

@@ -28,11 +28,21 @@ struct register_tile {
     // n rounded up to whole vectors.
     static constexpr std::size_t padded(std::size_t n) { return (n + lanes - 1) / lanes * lanes; }
 
-    // exp of each element.
+    // exp of each element: fast_exp's polynomial, written for vectors, which nvcc refuses in what is for devices too.
     PSAE_HOST_FN static vector exponential(vector x) {
         if constexpr (std::is_same_v<T, float>) {
             typedef std::int32_t integers __attribute__((vector_size(Bytes)));
-            return exp_polynomial<vector, integers>(x, -87.0f, 88.0f);
+            x = x < vector{} - 87.0f ? vector{} - 87.0f : x;
+            x = x > vector{} + 88.0f ? vector{} + 88.0f : x;
+            const vector n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+            const vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+            vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+            p = p * r + 8.3334519073e-3f;
+            p = p * r + 4.1665795894e-2f;
+            p = p * r + 1.6666665459e-1f;
+            p = p * r + 5.0000001201e-1f;
+            p = p * r * r + r + 1.0f;
+            return p * __builtin_bit_cast(vector, (__builtin_convertvector(n, integers) + 127) << 23);
         } else {
             for (std::size_t lane = 0; lane < lanes; ++lane) x[lane] = fast_exp(x[lane]);
             return x;
