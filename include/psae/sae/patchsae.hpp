@@ -28,8 +28,7 @@ struct patchsae : sae_parameters<d_in, d_sae, T> {
         return mse + l1 + dead_latents.loss(*this, x, x_hat, M, z, now);
     }
 
-private:
-    // What the squared error of a token of norm a is divided by.
+    // What the squared error of a token of norm a is divided by. (Not private: nvcc takes no private types into kernels.)
     struct error_scale {
         bool by_norm;
         template <class U>
@@ -41,6 +40,8 @@ private:
             return {{U(by_norm)}};
         }
     };
+
+private:
     static auto weights(auto x, const training_state& now) {
         return const_view<float, shape<dyn, 1>, x.memory>{now.token_weights, shape<dyn, 1>{x.rows()}};
     }

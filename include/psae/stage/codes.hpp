@@ -94,8 +94,7 @@ struct strongest_stage {
         accumulate_gradients(t, from, make_map(where_not_zero{}, g, kept));
     }
 
-private:
-    struct where_not_zero {
+    struct where_not_zero {  // not private: nvcc takes no private types into kernels
         PSAE_FN T value(T g, T kept) const { return kept != 0 ? g : T(0); }
     };
 };
