@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Checks the CUDA backend on a machine with a GPU and writes one table.
 #   tools/gpu_check.sh build [FOLDER]     builds what the check needs (CUDA toolkit, no GPU), default build/gpu_check
-#   tools/gpu_check.sh run [FOLDER [OUT]] runs it (a GPU; no toolkit but for compute-sanitizer, no package registry):
-#                                         tests on the GPU, compute-sanitizer, determinism, timings; OUT default out/gpu_check
-# ARCHITECTURES: those of the GPU (default 90). The folder holds the programs and the libraries that they need beside the
-# driver, so it can be taken to another machine.
+#   tools/gpu_check.sh run [FOLDER [OUT]] runs it (a GPU and the CUDA toolkit, no package registry): tests on the GPU (equal
+#                                         bytes of equal runs among them), compute-sanitizer, timings; OUT default out/gpu_check
+# ARCHITECTURES: those of the GPU (default 90). The folder holds the programs and the libraries that they need beside CUDA's
+# and the system's, so it can be taken to another machine. SECONDS_EACH: the most that one check may take (default 90).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command=${1:-}
@@ -41,7 +41,7 @@ run)
         local what=$1 log status=passed
         shift
         log=$out/$(echo "$what" | tr -c 'a-z0-9\n' '_').log
-        timeout 240 "$@" >"$log" 2>&1 || status="**failed**, see $(basename "$log")"
+        timeout "${SECONDS_EACH:-90}" "$@" >"$log" 2>&1 || status="**failed**, see $(basename "$log")"
         echo "| $what | $status: $(tail -n 3 "$log" | grep -E 'passed|failed|ERROR SUMMARY' | tail -n 1) |" >>"$table"
     }
     echo "| check | result |" >>"$table"
@@ -49,13 +49,13 @@ run)
     row "tests" "$folder/programs/test_cuda"
     # What the sanitizers multiply by a hundred is left out.
     few=("~a run of*" "~*trajectories*" "~*hidden state*")
-    for tool in memcheck racecheck initcheck; do
+    for tool in memcheck racecheck synccheck initcheck; do
         if command -v compute-sanitizer >/dev/null; then
             row "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/programs/test_cuda" "${few[@]}"
         fi
     done
     echo >>"$table"
-    timeout 240 "$folder/programs/bench_gpu" >>"$table" 2>"$out/bench.log" || echo "bench_gpu failed, see bench.log" >>"$table"
+    timeout "$((2 * ${SECONDS_EACH:-90}))" "$folder/programs/bench_gpu" >>"$table" 2>"$out/bench.log" || echo "bench_gpu failed, see bench.log" >>"$table"
     cat "$table"
     ;;
 *)

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 
 #include <unistd.h>
 
@@ -29,10 +30,7 @@ CLI::Validator number_check(bool zero_allowed, const char* expected) {
         "");
 }
 
-// As chosen_gpu; the first GPU, if there is one, until --device says otherwise.
 #ifdef PATCHSAE_CUDA
-int gpu_number = count_gpus() > 0 ? 0 : -1;
-
 void require_gpu(int number, const std::string& where) {
     const int count = count_gpus();
     if (number >= count)
@@ -42,16 +40,21 @@ void require_gpu(int number, const std::string& where) {
             "use --device cpu");
 }
 #else
-int gpu_number = -1;
+int count_gpus() { return 0; }
 
 void require_gpu(int, const std::string& where) {
     throw psae::error("there is no CUDA device", where, "this build has the CPU backend only", "use --device cpu");
 }
 #endif
 
+std::optional<int> gpu_number;  // what --device says
+
 }  // namespace
 
-int chosen_gpu() { return gpu_number; }
+int chosen_gpu() {
+    if (!gpu_number) gpu_number = count_gpus() > 0 ? 0 : -1;
+    return *gpu_number;
+}
 
 CLI::Validator positive() { return number_check(false, "a number above 0"); }
 CLI::Validator not_negative() { return number_check(true, "a number not below 0"); }
@@ -60,15 +63,16 @@ void common_options::add_to(CLI::App& app) {
     app.add_option("--threads", threads, "number of threads (0: all cores)")->check(CLI::Range(0, 1024));
     app.add_option("--seed", seed, "seed of everything random");
     app.add_flag("--json", json, "print the summary as one JSON object");
-    device = gpu_number >= 0 ? "cuda" : "cpu";
-    app.add_option("--device", device, "cpu, cuda or cuda:N")->check([](const std::string& d) -> std::string {
-        const bool numbered = d.starts_with("cuda:") && d.size() > 5 && d.size() < 10 &&
-                              d.find_first_not_of("0123456789", 5) == std::string::npos;
-        if (d != "cpu" && d != "cuda" && !numbered) return "expected cpu, cuda or cuda:N, found " + d;
-        gpu_number = d == "cpu" ? -1 : numbered ? std::stoi(d.substr(5)) : 0;
-        if (gpu_number >= 0) require_gpu(gpu_number, "--device " + d);
-        return "";
-    });
+    app.add_option("--device", device, "cpu, cuda, cuda:N, or auto: cuda where there is one")
+        ->check([](const std::string& d) -> std::string {
+            if (d == "auto") return gpu_number.reset(), "";
+            const bool numbered = d.starts_with("cuda:") && d.size() > 5 && d.size() < 10 &&
+                                  d.find_first_not_of("0123456789", 5) == std::string::npos;
+            if (d != "cpu" && d != "cuda" && !numbered) return "expected cpu, cuda, cuda:N or auto, found " + d;
+            gpu_number = d == "cpu" ? -1 : numbered ? std::stoi(d.substr(5)) : 0;
+            if (*gpu_number >= 0) require_gpu(*gpu_number, "--device " + d);
+            return "";
+        });
     app.add_option("--dtype", dtype, "fp32 or bf16")->check([](const std::string& t) -> std::string {
         if (t == "fp32") return "";
         if (t != "bf16") return "expected fp32 or bf16, found " + t;

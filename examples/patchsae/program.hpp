@@ -42,7 +42,7 @@ struct common_options {
     int threads = 0;
     std::uint64_t seed = 0;
     bool json = false;
-    std::string device, dtype = "fp32", config;
+    std::string device = "auto", dtype = "fp32", config;
     void add_to(CLI::App& app);
 };
 

@@ -44,6 +44,7 @@ psae::run_identity identity_of(const train_options& s, const CLI::App& sub, cons
                              "seed"})
         identity[name] = effective_value(sub, name);
     if (s.activations.empty()) identity["alpha"] = s.images.alpha;
+    if (chosen_gpu() >= 0) identity["device"] = "cuda";  // its sums have another order
     // BatchTopK's threshold follows the last tenth of the run.
     if (s.schedule != "constant" || s.variant == "batch_topk" || s.variant == "matryoshka")
         identity["steps"] = std::to_string(s.steps);

@@ -105,6 +105,44 @@ TEST_CASE("a run of TopK and BatchTopK on the GPU is that of the CPU") {
     compare_devices<batch_topk<>>({});
 }
 
+TEST_CASE("a run on the GPU that was stopped and went on writes the bytes of one that was not") {
+    training_options training;
+    training.lr = 1e-2;
+    training.dead_after = 2;
+    const temporary_folder work;
+    const auto sample = rows_of_step(1001);
+    for (const char* name : {"whole", "resumed"}) {
+        auto run = make_run<patchsae<>, backend>(work / name, {}, training);
+        run->initialise([&] { return std::span<const float>(sample); });
+        run->begin();
+        for (std::size_t step = 0; step < steps; ++step) {
+            if (step == 5 && name == std::string("resumed")) {
+                run = make_run<patchsae<>, backend>(work / name, {}, training);
+                run->resume();
+                run->begin();
+            }
+            const auto x = rows_of_step(step);
+            run->step(as_rows(x), 0);
+        }
+        run->finish();
+    }
+    for (const char* name : {"sae_weights.safetensors", "checkpoint/state.safetensors"}) {
+        const file_bytes a(work / "whole" / name), b(work / "resumed" / name);
+        INFO(name);
+        REQUIRE(a.size() == b.size());
+        CHECK(std::equal(a.data(), a.data() + a.size(), b.data()));
+    }
+}
+
+TEST_CASE("a parameter that has no copy on the device is refused there") {
+    patchsae<> sae(d, latents);
+    backend device;
+    arena<backend_memory> scratch;
+    arena<> records;
+    tape<backend> t(device, scratch, records, mode::train);
+    if (backend_memory != space::host) CHECK_THROWS_WITH(t.collect(sae.W_enc), Catch::Contains("parameter_copies"));
+}
+
 TEST_CASE("a loss that is not finite ends the step before anything has changed") {
     patchsae<> sae(d, latents);
     random_stream random(3);

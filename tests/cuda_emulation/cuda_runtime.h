@@ -474,6 +474,10 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* number) { return *number = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+struct cudaPointerAttributes {
+    int device;
+};
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) { return a->device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;

@@ -65,8 +65,9 @@ TEST_CASE("bad usage is one line and exit code 2") {
 
 TEST_CASE("what is not there is said in one line with exit code 1") {
     const temporary_folder work;
-    CHECK(contains(refused({"info", "x", "--device", "cuda"}), "there is no CUDA device"));
-    CHECK(contains(refused({"info", "x", "--device", "cuda:1"}), "use --device cpu"));
+    const auto refusal = refused({"info", "x", "--device", "cuda:999"});
+    CHECK(contains(refusal, "CUDA device"));
+    CHECK(contains(refusal, "use --device cpu"));
     CHECK(contains(refused({"info", "x", "--dtype", "bf16"}), "bf16"));
     CHECK(contains(refused({"info", "no/such/path"}), "no such file or directory (no/such/path)"));
     CHECK(contains(refused({"info", "two\nlines"}), "two lines"));

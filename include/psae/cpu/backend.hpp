@@ -48,7 +48,9 @@ private:
     }
 };
 
-// What backends have for memory of their own: between it and the host's, and to look at one number in it.
+// What backends have for memory of their own: between it and the host's, to look at one number in it, and to let the
+// calling thread allocate it.
+inline void make_current(const cpu&) {}
 template <class T>
 void upload(const cpu&, T* to, const T* from, std::size_t count) {
     std::copy_n(from, count, to);

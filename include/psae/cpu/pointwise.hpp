@@ -107,9 +107,9 @@ void total(cpu& device, arena<>& scratch, T* out, const E& e, std::size_t rows, 
     device.parallel_for(blocks, [=](std::size_t b) {
         double sum = 0;
         for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) {
-            T row = 0;
+            typename E::value_type row = 0;
 #pragma omp simd reduction(+ : row)
-            for (std::size_t c = 0; c < cols; ++c) row += static_cast<T>(e.load(position{r, c}));
+            for (std::size_t c = 0; c < cols; ++c) row += e.load(position{r, c});
             sum += static_cast<double>(row);
         }
         partial[b] = sum;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include <cublasLt.h>
@@ -20,7 +21,8 @@ class product_plans;  // gemm.hpp
 
 inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
-        throw error("CUDA: " + std::string(cudaGetErrorString(status)), what, cudaGetErrorName(status));
+        throw error("CUDA: " + std::string(cudaGetErrorString(status)), what, cudaGetErrorName(status),
+                    "an earlier kernel may be at fault: with CUDA_LAUNCH_BLOCKING=1 each reports for itself");
 }
 inline void check(cublasStatus_t status, const char* what) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -29,19 +31,26 @@ inline void check(cublasStatus_t status, const char* what) {
 
 }  // namespace detail
 
-// Device memory, of a pool of our own that keeps what it has once got from the system.
+// Memory of the calling thread's current device (see cuda::make_current), of a pool of our own that keeps what it has once
+// got from the system.
 template <>
 struct memory_space<space::device> {
     static void* allocate(std::size_t bytes) {
         void* p = nullptr;
-        detail::check(cudaMallocFromPoolAsync(&p, bytes == 0 ? 64 : bytes, pool(), nullptr), "memory of the GPU");
+        const std::string what = std::to_string(bytes) + " bytes of the GPU's memory";
+        detail::check(cudaMallocFromPoolAsync(&p, bytes == 0 ? 64 : bytes, pool(), nullptr), what.c_str());
         detail::check(cudaMemsetAsync(p, 0, bytes, nullptr), "memory of the GPU");
         detail::check(cudaStreamSynchronize(nullptr), "memory of the GPU");  // usable on every stream from here on
         return p;
     }
     static void release(void* p, std::size_t) {
+        int current = 0;
+        cudaPointerAttributes of{};
+        if (cudaGetDevice(&current) != cudaSuccess || cudaPointerGetAttributes(&of, p) != cudaSuccess) return;
+        cudaSetDevice(of.device);
         cudaDeviceSynchronize();  // whatever stream still uses it
         cudaFreeAsync(p, nullptr);
+        cudaSetDevice(current);
     }
     static void copy_from_host(void* to, const void* from, std::size_t bytes) {
         detail::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, nullptr), "copy to the GPU");
@@ -53,6 +62,8 @@ private:
     static cudaMemPool_t pool() {
         constexpr int most_devices = 64;
         static cudaMemPool_t pools[most_devices] = {};
+        static std::mutex one_at_a_time;
+        const std::lock_guard lock(one_at_a_time);
         int number = 0;
         detail::check(cudaGetDevice(&number), "memory of the GPU");
         if (number >= most_devices) throw error("too many GPUs", "memory of the GPU", std::to_string(number));
@@ -69,20 +80,27 @@ private:
     }
 };
 
-// Copies share the stream. psae::error where there is no GPU, no driver or one that is too old.
+// Copies share the stream, which several threads may use. psae::error where there is no GPU, no driver or one that is too
+// old.
 class cuda {
 public:
     static constexpr space memory = space::device;
 
     explicit cuda(int number = 0) : of_(std::make_shared<context>(number)) {}
 
-    cudaStream_t stream() const { return of_->stream; }
+    // A thread allocates on the device that is current for it. Whoever runs on this one calls it before that; what is
+    // given to the stream does so by itself.
+    void make_current() const { detail::check(cudaSetDevice(of_->number), "CUDA device"); }
+    cudaStream_t stream() const {
+        make_current();
+        return of_->stream;
+    }
     cublasLtHandle_t blas() const { return of_->blas; }
     // Scratch memory of cuBLAS, for one product at a time of this stream.
     void* workspace() const { return of_->workspace; }
     static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
-    // What products have looked up; made when first needed.
-    std::shared_ptr<detail::product_plans>& product_plans() const { return of_->product_plans; }
+    // What products have looked up (gemm.hpp).
+    detail::product_plans& product_plans() const;
     int multiprocessors() const { return of_->properties.multiProcessorCount; }
     std::size_t l2_bytes() const { return static_cast<std::size_t>(of_->properties.l2CacheSize); }
     const char* name() const { return of_->properties.name; }
@@ -93,7 +111,7 @@ public:
 
 private:
     struct context {
-        explicit context(int number) {
+        explicit context(int which) : number(which) {
             int count = 0;
             const cudaError_t status = cudaGetDeviceCount(&count);
             if (status != cudaSuccess || count == 0)
@@ -112,16 +130,19 @@ private:
         context(const context&) = delete;
         context& operator=(const context&) = delete;
         ~context() {
+            cudaSetDevice(number);
             cudaStreamSynchronize(stream);
             product_plans.reset();
             cudaFree(workspace);
             cublasLtDestroy(blas);
             cudaStreamDestroy(stream);
         }
+        int number;
         cudaDeviceProp properties{};
         cudaStream_t stream = nullptr;
         cublasLtHandle_t blas = nullptr;
         void* workspace = nullptr;
+        std::once_flag plans_made;
         std::shared_ptr<detail::product_plans> product_plans;
     };
     std::shared_ptr<context> of_;
@@ -155,17 +176,18 @@ inline unsigned blocks_of(std::size_t count, std::size_t each) {
 
 }  // namespace detail
 
-// Copies between host and device in the order of the stream. Host memory that is not pinned is read before `upload`
-// returns; `download` and `read`, which looks at one number, wait for their result.
+// Copies between host and device in the order of the stream, done when they return; `read` looks at one number.
 template <class T>
 void upload(const cuda& device, T* to, const T* from, std::size_t count) {
     detail::check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyHostToDevice, device.stream()), "upload");
+    device.synchronise();
 }
 template <class T>
 void download(const cuda& device, T* to, const T* from, std::size_t count) {
     detail::check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, device.stream()), "download");
     device.synchronise();
 }
+inline void make_current(const cuda& device) { device.make_current(); }
 template <class T>
 T read(const cuda& device, const T* from) {
     T value;

@@ -585,18 +585,19 @@ struct falling_key {
     __device__ rank_key<T> operator()(std::size_t i) const { return ~candidates.key[i]; }
 };
 
-// order: the candidates that are not below the foot, bound->number of them, in any order. *taken starts at 0.
+// order: the candidates that are not below the foot, bound->number of them, in any order. *taken starts at 0. Whatever
+// the bound says, nothing beyond the candidates is read, and no more than `most` are written.
 template <class T>
-__global__ void choose_candidates_kernel(std::uint32_t* order, unsigned* taken, const batch_bound* bound,
-                                         batch_candidates<T> candidates) {
+__global__ void choose_candidates_kernel(std::uint32_t* order, std::size_t most, unsigned* taken,
+                                         const batch_bound* bound, batch_candidates<T> candidates) {
     __shared__ unsigned place_of_block;
     const std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    const bool is_in = i < bound->collected && bin_of_key(candidates.key[i]) >= bound->foot;
+    const bool is_in = i < bound->collected && i < candidates.room && bin_of_key(candidates.key[i]) >= bound->foot;
     unsigned number;
     const unsigned place = count_before(is_in, number);
     if (threadIdx.x == 0) place_of_block = atomicAdd(taken, number);
     __syncthreads();
-    if (is_in) order[place_of_block + place] = static_cast<std::uint32_t>(i);
+    if (is_in && place_of_block + place < most) order[place_of_block + place] = static_cast<std::uint32_t>(i);
 }
 
 template <class Key, class KeyOf>
@@ -692,8 +693,9 @@ void select(const chunked_products<T>& pre, codes_view<T>& z, const Activation& 
     }
     const std::size_t number = found.number, kept = std::min(number, wanted);
     auto *order = scratch.allocate<std::uint32_t>(number), *other = scratch.allocate<std::uint32_t>(number);
-    launch(device, choose_candidates_kernel<T>, blocks_of(found.collected, threads), threads, 0, order, taken, bound,
-           candidates);
+    check(cudaMemsetAsync(order, 0, number * sizeof(*order), device.stream()), "encode");
+    launch(device, choose_candidates_kernel<T>, blocks_of(found.collected, threads), threads, 0, order, number, taken,
+           bound, candidates);
     const auto sort_by = [&](const std::uint32_t* numbers, std::size_t below, std::size_t count) {
         sort_order<std::uint32_t>(device, scratch, order, other, count, number_at{numbers}, bits_below(below));
     };
@@ -725,9 +727,9 @@ void encode(const cuda& device, arena<space::device>& scratch, codes_view<T>& z,
     z = {};
     z.tokens = tokens;
     z.latents = latents;
-    const detail::encoded_columns columns = among == nullptr
-                                                ? detail::encoded_columns{latents}
-                                                : detail::encoded_columns{among->room, among->index, among->count};
+    const detail::encoded_columns columns =
+        among == nullptr ? detail::encoded_columns{latents}
+                         : detail::encoded_columns{std::min(among->room, latents), among->index, among->count};
     const detail::chunked_products<T> pre{
         device, scratch, x, tokens, d, W, b, columns, detail::encode_chunk(device, tokens)};
     if constexpr (detail::selects_per_token<Activation>) {
@@ -737,7 +739,8 @@ void encode(const cuda& device, arena<space::device>& scratch, codes_view<T>& z,
     } else {
         const double share = active_share(device, scratch, x, tokens, d, W, b, latents, activation);
         const auto twice = static_cast<std::size_t>(2 * share * static_cast<double>(columns.room));
-        detail::select(pre, z, activation, std::min(columns.room, std::max<std::size_t>(twice, 64)));
+        // Tokens differ, the class token most of all: few places would often be too few, and cost the products again.
+        detail::select(pre, z, activation, std::min(columns.room, std::max<std::size_t>(twice, 512)));
     }
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 
 #include <cublasLt.h>
@@ -31,9 +32,10 @@ struct product_shape {
     auto operator<=>(const product_shape&) const = default;
 };
 
-// What the address is a multiple of, up to the 256 bytes that cuBLASLt makes use of.
+// What the address is a multiple of, up to 16 bytes: which more a piece of an arena has is chance, and would let the
+// heuristic choose one way in one step and another in the next.
 inline std::uint32_t alignment_of(const void* p) {
-    const auto address = reinterpret_cast<std::uintptr_t>(p) | 256;
+    const auto address = reinterpret_cast<std::uintptr_t>(p) | 16;
     return static_cast<std::uint32_t>(address & (~address + 1));
 }
 
@@ -112,19 +114,32 @@ private:
 
 class product_plans {
 public:
-    const product_plan& of(const cuda& device, const product_shape& s) {
+    // f(plan), one thread at a time.
+    template <class F>
+    void with(const cuda& device, const product_shape& s, const F& f) {
+        const std::lock_guard lock(one_at_a_time_);
         auto found = plans_.find(s);
         if (found == plans_.end()) {
             constexpr std::size_t most = 1024;  // so that products of ever new shapes do not fill the memory
             if (plans_.size() == most) plans_.clear();
             found = plans_.try_emplace(s, device, s).first;
         }
-        return found->second;
+        f(found->second);
     }
 
 private:
+    std::mutex one_at_a_time_;
     std::map<product_shape, product_plan> plans_;
 };
+
+}  // namespace detail
+
+inline detail::product_plans& cuda::product_plans() const {
+    std::call_once(of_->plans_made, [&] { of_->product_plans = std::make_shared<detail::product_plans>(); });
+    return *of_->product_plans;
+}
+
+namespace detail {
 
 // C [rows, cols] *= factor, where 0 overwrites.
 template <class T>
@@ -144,12 +159,10 @@ void multiply(const cuda& device, cudaDataType_t operands, cudaDataType_t result
         if (beta != T(1)) launch(device, scale_kernel<T>, static_cast<unsigned>(M), 256, 0, C, N, ldc, beta);
         return;
     }
-    auto& plans = device.product_plans();
-    if (plans == nullptr) plans = std::make_shared<product_plans>();
-    plans
-        ->of(device, {operands, result, compute, transpose_a, transpose_b, M, N, K, lda, ldb, ldc, alignment_of(A),
-                      alignment_of(B), alignment_of(C)})
-        .run(device, alpha, A, B, beta, C);
+    device.product_plans().with(device,
+                                {operands, result, compute, transpose_a, transpose_b, M, N, K, lda, ldb, ldc,
+                                 alignment_of(A), alignment_of(B), alignment_of(C)},
+                                [&](const product_plan& plan) { plan.run(device, alpha, A, B, beta, C); });
 }
 
 // out[i] = x[i] rounded, `width` of them for each thread.

@@ -12,7 +12,7 @@ namespace psae::detail {
 // The parts of a parameter_gradient, which the host links, side by side.
 template <class T>
 struct gradient_parts {
-    static constexpr unsigned most_products = 8, most_multiples = 4;
+    static constexpr unsigned most_products = 32, most_multiples = 4;
     struct product {
         const std::size_t* latent_offsets;
         const std::uint32_t *token_by_latent, *entry_by_latent;
@@ -37,7 +37,7 @@ gradient_parts<T> flatten(const parameter_gradient<T>& g) {
     if (g.written) parts.dense = g.data;
     for (const outer_product<T>* p = g.products; p != nullptr; p = p->next) {
         if (parts.product_count == parts.most_products)
-            throw error("a parameter has too many uses with codes", "its gradient on the GPU", "at most 8");
+            throw error("a parameter has too many uses with codes", "its gradient on the GPU", "at most 32");
         const codes_view<T>& z = *p->codes;
         parts.products[parts.product_count++] = {z.latent_offsets, z.token_by_latent, z.entry_by_latent,
                                                  p->weights,       p->rows,           p->range};

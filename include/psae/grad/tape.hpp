@@ -324,6 +324,9 @@ public:
     // `dense` is where a dense gradient goes, taken from the arena when it is first needed.
     template <class T, class Shape>
     void collect(parameter<T, Shape>& p) {
+        if (memory != space::host && p.on_device == nullptr)
+            throw error("a parameter is in the host's memory", "tape of another device", to_string(p.shape()),
+                        "make parameter_copies and let them stand in");
         p.gradient = make(parameter_gradient<T>{});
     }
 

@@ -27,9 +27,11 @@ std::vector<std::size_t> extents_of(const Shape& shape) {
 }  // namespace detail
 
 // Of an SAE and what is kept beside its parameters: `run` is a trainer, or something else whose each_state(f) calls f as
-// the trainer's does. The file appears whole or not at all, in place of the one before.
+// the trainer's does. Parameters that a trainer has on another device are brought up to date. The file appears whole or
+// not at all, in place of the one before.
 template <class Variant, class Run>
 void write_checkpoint(const std::filesystem::path& path, Variant& sae, Run& run, const run_identity& identity) {
+    if constexpr (requires { run.read_parameters(); }) run.read_parameters();
     std::map<std::string, std::vector<std::size_t>> shapes;
     std::vector<tensor_to_write> tensors;
     sae.each_parameter([&](const char* name, auto& p) {
@@ -65,6 +67,7 @@ void read_checkpoint(const std::filesystem::path& path, Variant& sae, Run& run, 
     };
     sae.each_parameter([&](const char* name, auto& p) { copy(name, p.data(), p.size()); });
     run.each_state([&](const auto& name, auto* data, std::size_t count) { copy(std::string(name), data, count); });
+    if constexpr (requires { run.write_parameters(); }) run.write_parameters();
 }
 
 }  // namespace psae

@@ -360,7 +360,6 @@ private:
         random_stream random(options_.seed ^ 0xBB67AE8584CAA73Bu, std::uint64_t{trainer_.steps_done()} << 24);
         const auto drawn = draw_rows(resampling::anthropic, errors, dead.size(), random);
         resample(sae_, trainer_, dead, x, drawn, resampling::anthropic);
-        trainer_.write_parameters();
         trainer_.revive(dead);
         return dead.size();
     }

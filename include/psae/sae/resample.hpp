@@ -80,6 +80,7 @@ void resample(Variant& sae, Trainer& run, std::span<const std::uint32_t> dead,
         throw error("rows do not fit the latents to be resampled", "resampling",
                     std::to_string(dead.size()) + " rows of x " + to_string(x.shape()) + " with " + std::to_string(d) +
                         " columns, found " + std::to_string(rows.size()));
+    if constexpr (requires { run.read_parameters(); }) run.read_parameters();  // from another device than the host
     const auto length = [d](const T* row) {
         double squares = 0;
         for (std::size_t c = 0; c < d; ++c) squares += static_cast<double>(row[c]) * static_cast<double>(row[c]);
@@ -111,6 +112,7 @@ void resample(Variant& sae, Trainer& run, std::span<const std::uint32_t> dead,
                                                                                          : 0;
         for (const std::uint32_t f : dead) std::fill_n(data + f * columns, columns, 0);
     });
+    if constexpr (requires { run.write_parameters(); }) run.write_parameters();
 }
 
 }  // namespace psae

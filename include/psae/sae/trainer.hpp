@@ -78,7 +78,9 @@ public:
     template <class Shape, class TargetShape>
     const step_metrics& step(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
                              const float* token_weights = nullptr) {
+        make_current(device_);
         const auto standing_in = copies_.stand_in();
+        staged_.clear();
         step_metrics& report = report_;
         report.step = step_;
         report.terms.clear();  // keeps its memory
@@ -223,13 +225,12 @@ private:
             x_hat{reconstruction, shape<dyn, dyn>{n, d}};
         const auto mark = scratch_.position();
         const view<T, shape<dyn>, memory> mean{scratch_.template allocate<T>(d), shape<dyn>{d}};
-        T* sums = scratch_.template allocate<T>(2);
+        double* sums = scratch_.template allocate<double>(2);
         column_sums(device_, scratch_, mean.data, x, n, d);
         assign(device_, mean, mean / static_cast<T>(n));
         total(device_, scratch_, sums, square(x - x_hat), n, d);
         total(device_, scratch_, sums + 1, square(x - mean), n, d);
-        const double residual = static_cast<double>(read(device_, sums)),
-                     variance = static_cast<double>(read(device_, sums + 1));
+        const double residual = read(device_, sums), variance = read(device_, sums + 1);
         scratch_.release_to(mark);
         return variance > 0 ? 1 - residual / variance : 0;
     }

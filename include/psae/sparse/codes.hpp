@@ -58,11 +58,11 @@ struct latent_range {
 };
 
 // A set of latents known when it is used: ascending indices and their number, in memory that a stage may fill, and a
-// number that they do not exceed.
+// number that the host knows them not to exceed.
 struct latent_set {
     const std::uint32_t* index = nullptr;
     const std::size_t* count = nullptr;
-    std::size_t room = 0;
+    std::size_t room = ~std::size_t{0};
 };
 
 // `count` of `all` rows, spread evenly: the j-th of them.

@@ -80,9 +80,9 @@ T embedding_gradient(const Backend& device, arena<Backend::memory>& scratch,
                      const clip_vision<Config, T, Backend>& model, const T* tokens, std::size_t first,
                      const T* direction, T* gradient, std::size_t each = Config::tokens) {
     Backend backend = device;
-    arena<> records;
     const auto mark = scratch.position();
-    tape<Backend> t(backend, scratch, records, mode::train);
+    arena<> records_elsewhere;
+    tape<Backend> t(backend, scratch, detail::arena_of_records(scratch, records_elsewhere), mode::train);
     using tokens_shape = shape<dyn, Config::width>;
     const auto x = t.variable_of(const_view<T, tokens_shape, Backend::memory>{tokens, tokens_shape{each}});
     auto h = x;
@@ -100,7 +100,7 @@ T embedding_gradient(const Backend& device, arena<Backend::memory>& scratch,
 }
 
 // A tower whose configuration is known at run time only through this interface; tokens are [images * tokens(),
-// width()]. All arrays are the host's, whatever device computes.
+// width()]. All arrays are the host's, whatever device computes. On another device than the CPU, one call at a time.
 class vision_tower {
 public:
     virtual ~vision_tower() = default;
@@ -211,6 +211,7 @@ public:
         if constexpr (on_host) {
             return embedding_gradient(device, scratch, model_, tokens, first, direction, gradient, each);
         } else {
+            make_current(device_);
             memory_.reset();
             float *x = uploaded(tokens, size), *along = uploaded(direction, Config::projection),
                   *dx = memory_.template allocate<float>(size);
@@ -236,6 +237,7 @@ private:
         if constexpr (on_host) {
             detail::infer(device, scratch, x, extents, out, stages);
         } else {
+            make_current(device_);
             memory_.reset();
             const float* in = uploaded(x, extents.size());
             float* result = memory_.template allocate<float>(count);
@@ -255,6 +257,7 @@ private:
             blocks(device, scratch, tokens);
         } else {
             const std::size_t size = images * this->tokens() * Config::width;
+            make_current(device_);
             memory_.reset();
             float* x = uploaded(tokens, size);
             blocks(device_, memory_, x);
@@ -265,7 +268,7 @@ private:
     model_type model_;
     deep_prompts prompts_;  // the first after the layer norm
     [[no_unique_address]] Backend device_;
-    mutable arena<Backend::memory> memory_;  // of another device than the host; one call at a time
+    mutable arena<Backend::memory> memory_;  // of another device than the host
 };
 
 }  // namespace psae

@@ -112,14 +112,21 @@ struct transformer_block {
 
 namespace detail {
 
+// Where a tape's records go: with its values where these are the host's.
+inline arena<>& arena_of_records(arena<>& scratch, arena<>&) { return scratch; }
+template <space Space>
+arena<>& arena_of_records(arena<Space>&, arena<>& records) {
+    return records;
+}
+
 // out = stages(x), both in the backend's memory; what the stages used of the scratch memory is given back.
 template <class Backend, class Shape, class Stages>
 void infer(const Backend& device, arena<Backend::memory>& scratch, const float* x, const Shape& extents, float* out,
            const Stages& stages) {
     Backend backend = device;
-    arena<> records;
     const auto mark = scratch.position();
-    tape<Backend> t(backend, scratch, records, mode::infer);
+    arena<> records_elsewhere;
+    tape<Backend> t(backend, scratch, arena_of_records(scratch, records_elsewhere), mode::infer);
     const auto result = stages(t.input(const_view<float, Shape, Backend::memory>{x, extents}));
     assign(backend, view<float, typename decltype(result)::shape_type, Backend::memory>{out, result.shape()}, result);
     scratch.release_to(mark);
