@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
-#include <vector>
 
 #include <psae/sae/inference.hpp>
 #include <psae/sae/parameters.hpp>
@@ -95,11 +94,11 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
         before.architecture = "standard";
         scratch.reset();
         const auto h = encode_rows(device, scratch, before, x, n);
-        std::vector<float> values(h.value, h.value + h.entries());
-        if (values.empty()) return;
-        const auto active = static_cast<std::size_t>(l0 * static_cast<double>(n));
-        const auto least = values.begin() + std::ptrdiff_t(std::min(active, values.size() - 1));
-        std::nth_element(values.begin(), least, values.end(), std::greater{});
+        const std::size_t count = h.entries(), active = static_cast<std::size_t>(l0 * static_cast<double>(n));
+        if (count == 0) return;
+        float *values = scratch.allocate<float>(count), *least = values + std::min(active, count - 1);
+        std::copy_n(h.value, count, values);
+        std::nth_element(values, least, values + count, std::greater{});
         set_thresholds(*least);
     }
     // After the start of the other parameters, on scaled tokens of the run.
