@@ -186,6 +186,6 @@ TEST_CASE("a block in train mode gives what it gives in infer mode, and needs no
 }
 
 TEST_CASE("weights in half precision and in shards are widened exactly") {
-    check_short_weights<half>([](float v) { return to_half(v); }, 5e-3);
+    check_short_weights<psae::half>([](float v) { return to_half(v); }, 5e-3);
     check_short_weights<bf16>([](float v) { return to_bf16(v); }, 5e-2);
 }

@@ -78,7 +78,7 @@ struct tile_row_node {
     Shape extents;
     const Shape& shape() const { return extents; }
     template <class P>
-    PSAE_HOST_FN T load(P p) const {
+    PSAE_FN T load(P p) const {
         return start[p.col];
     }
 };
