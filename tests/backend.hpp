@@ -1,8 +1,5 @@
 #pragma once
-// The backend that a test is compiled for: the CPU, or with PSAE_TEST_CUDA the GPU (or its emulation). And arrays of
-// the host in its memory.
-
-#include <vector>
+// The backend that a test is compiled for: the CPU, or with PSAE_TEST_CUDA the GPU (or its emulation).
 
 #ifdef PSAE_TEST_CUDA
 #include <psae/cuda.hpp>
@@ -12,19 +9,6 @@ using backend = psae::cuda;
 using backend = psae::cpu;
 #endif
 
-#include <psae/core/tensor.hpp>
+#include "device_copies.hpp"
 
 inline constexpr psae::space backend_memory = backend::memory;
-
-template <class T>
-psae::tensor<T, psae::shape<psae::dyn>, backend_memory> on_backend(const backend& device, const std::vector<T>& x) {
-    psae::tensor<T, psae::shape<psae::dyn>, backend_memory> copy(psae::shape<psae::dyn>{x.size()});
-    upload(device, copy.data(), x.data(), x.size());
-    return copy;
-}
-template <class T>
-std::vector<T> on_host(const backend& device, const T* data, std::size_t count) {
-    std::vector<T> copy(count);
-    download(device, copy.data(), data, count);
-    return copy;
-}

@@ -13,7 +13,7 @@ using namespace psae;
 namespace {
 
 template <class T>
-using array = tensor<T, row, space::device>;
+using array = device_array<T, psae::cuda>;
 
 template <class T>
 std::vector<T> whole_numbers(std::size_t count, std::uint64_t seed, std::uint64_t from_0_to = 8) {
@@ -21,12 +21,6 @@ std::vector<T> whole_numbers(std::size_t count, std::uint64_t seed, std::uint64_
     random_stream random(seed);
     for (T& x : v) x = static_cast<T>(random.below(from_0_to + 1)) - static_cast<T>(from_0_to / 2);
     return v;
-}
-template <class T>
-array<T> on_device(const psae::cuda& device, const std::vector<T>& v) {
-    array<T> copy(row{v.size()});
-    upload(device, copy.data(), v.data(), v.size());
-    return copy;
 }
 
 // Codes here and there, by token and by latent. Some values are 0; some tokens and latents have no entry, others all of

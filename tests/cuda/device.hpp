@@ -9,6 +9,7 @@
 #include <psae/core/random.hpp>
 #include <psae/cuda/backend.hpp>
 
+#include "../device_copies.hpp"
 #include "../difference.hpp"
 
 namespace psae {
@@ -17,6 +18,9 @@ using matrix = shape<dyn, dyn>;
 using row = shape<dyn>;
 using column = shape<dyn, 1>;
 using scalar = shape<>;
+
+using ::on_device;
+using ::on_host;
 
 template <class T, class Shape>
 tensor<T, Shape> random_tensor(const Shape& extents, std::uint64_t seed) {
@@ -30,12 +34,6 @@ template <class T, class Shape>
 tensor<T, Shape, space::device> on_device(const cuda& device, const tensor<T, Shape>& x) {
     tensor<T, Shape, space::device> copy(x.shape());
     upload(device, copy.data(), x.data(), x.size());
-    return copy;
-}
-template <class T>
-std::vector<T> on_host(const cuda& device, const T* data, std::size_t count) {
-    std::vector<T> copy(count);
-    download(device, copy.data(), data, count);
     return copy;
 }
 template <class T, class Shape>

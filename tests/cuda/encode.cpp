@@ -64,13 +64,7 @@ outcome<T> kept_here(const problem<T>& p, const Activation& activation) {
 }
 
 template <class T>
-using array = tensor<T, row, space::device>;
-template <class T>
-array<T> on_device(const psae::cuda& device, const std::vector<T>& v) {
-    array<T> copy(row{v.size()});
-    upload(device, copy.data(), v.data(), v.size());
-    return copy;
-}
+using array = device_array<T, psae::cuda>;
 
 // A problem on the device, whose encoders may be told how to go about it. A set has room for more latents than it has.
 template <class T>

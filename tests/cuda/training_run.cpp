@@ -152,7 +152,7 @@ TEST_CASE("a loss that is not finite ends the step before anything has changed")
     trainer<patchsae<>, backend> run(sae, {}, device);
     auto x = rows_of_step(0);
     x[5] = std::numeric_limits<float>::quiet_NaN();
-    const auto there = on_backend(device, x);
+    const auto there = on_device(device, x);
     CHECK_THROWS_WITH(
         run.step(const_view<float, shape<dyn, dyn>, backend_memory>{there.data(), shape<dyn, dyn>{batch, d}}),
         Catch::Contains("not finite"));

@@ -70,11 +70,11 @@ evaluation evaluate(Variant& sae, const std::vector<float>& x, const std::vector
     t.form = codes_form::entries;
     sae.each_parameter([&](const char*, auto& p) { t.collect(p); });
     const std::size_t n = x.size() / sae.inputs();
-    const auto x_there = on_backend(device, x), y_there = on_backend(device, y);
-    const auto dead_there = on_backend(device, dead);
-    const auto dead_count = on_backend(device, std::vector<std::size_t>{dead.size()});
+    const auto x_there = on_device(device, x), y_there = on_device(device, y);
+    const auto dead_there = on_device(device, dead);
+    const auto dead_count = on_device(device, std::vector<std::size_t>{dead.size()});
     const auto weights_there =
-        on_backend(device, weights == nullptr ? std::vector<float>{} : std::vector<float>(weights, weights + n));
+        on_device(device, weights == nullptr ? std::vector<float>{} : std::vector<float>(weights, weights + n));
     const const_view<float, shape<dyn, dyn>, backend_memory> tokens{x_there.data(), shape<dyn, dyn>{n, sae.inputs()}},
         targets{y_there.data(), shape<dyn, dyn>{n, y.size() / n}};
     const training_state now{{dead_there.data(), dead_count.data(), dead.size()},

@@ -48,8 +48,8 @@ TEST_CASE("PatchSAE: training trajectories equal the reference's") {
                                          device);
         for (std::size_t step = 0; step < 20; ++step) {
             INFO("ghost " << ghost << ", step " << step);
-            const auto batch = on_backend(device, std::vector<float>(batches.begin() + std::ptrdiff_t(step) * 640,
-                                                                     batches.begin() + std::ptrdiff_t(step + 1) * 640));
+            const auto batch = on_device(device, std::vector<float>(batches.begin() + std::ptrdiff_t(step) * 640,
+                                                                    batches.begin() + std::ptrdiff_t(step + 1) * 640));
             const auto m =
                 run.step(const_view<float, shape<dyn, dyn>, backend_memory>{batch.data(), shape<dyn, dyn>{40, 16}});
             run.read_parameters();
