@@ -6,6 +6,7 @@
 #include <psae/cuda/codes.hpp>
 #include <psae/cuda/encode.hpp>
 #include <psae/cuda/gemm.hpp>
+#include <psae/cuda/graph.hpp>
 #include <psae/cuda/layer_norm.hpp>
 #include <psae/cuda/matmul.hpp>
 #include <psae/cuda/patch_embedding.hpp>

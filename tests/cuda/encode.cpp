@@ -95,6 +95,21 @@ struct device_problem {
                static_cast<const T*>(b.data()), p.latents, activation, p.of_all() ? nullptr : &among, least.data());
         return outcome_of(z, activation);
     }
+    // With a plan: the codes, what they needed, and whether the room was too small.
+    template <class Activation>
+    std::tuple<outcome<T>, selection_room, bool> kept_as_planned(const Activation& activation,
+                                                                 const selection_room* expected) {
+        spoilt_arena scratch(device);
+        auto needed = on_device(device, std::vector<selection_room>(1));
+        auto too_small = on_device(device, std::vector<std::uint32_t>{0});
+        codes_view<T> z;
+        encode(device, scratch, z, static_cast<const T*>(x.data()), p.tokens, p.d, static_cast<const T*>(W.data()),
+               static_cast<const T*>(b.data()), p.latents, activation, p.of_all() ? nullptr : &among, least.data(),
+               {expected, needed.data(), too_small.data()});
+        const bool failed = on_host(device, too_small)[0] != 0;
+        if (failed) return {{}, on_host(device, needed)[0], true};
+        return {outcome_of(z, activation, expected == nullptr), on_host(device, needed)[0], false};
+    }
     // With chunks of so many latents, and little or no room to begin with.
     template <class Activation>
     outcome<T> kept_in_chunks(const Activation& activation, std::size_t chunk) {
@@ -115,7 +130,7 @@ struct device_problem {
 
 private:
     template <class Activation>
-    outcome<T> outcome_of(const codes_view<T>& z, const Activation& activation) {
+    outcome<T> outcome_of(const codes_view<T>& z, const Activation& activation, bool room_is_exact = true) {
         REQUIRE(z.tokens == p.tokens);
         REQUIRE(z.latents == p.latents);
         REQUIRE(z.latent_offsets == nullptr);
@@ -127,7 +142,7 @@ private:
             CHECK(z.room == p.tokens * std::min(activation.k, columns));
         else if constexpr (detail::selects_per_batch<Activation>)
             CHECK(z.room == std::min(activation.batch_entries(p.tokens), p.tokens * columns));
-        else CHECK(z.room == o.offsets[p.tokens]);
+        else if (room_is_exact) CHECK(z.room == o.offsets[p.tokens]);
         o.latent = on_host(device, z.latent, o.offsets[p.tokens]);
         o.value = on_host(device, z.value, o.offsets[p.tokens]);
         o.least = on_host(device, least)[0];
@@ -142,6 +157,28 @@ void check(const problem<T>& p, const Activation& here, const Activation& there)
     CHECK(on_gpu.kept(there) == expected);
     CHECK(on_gpu.kept_in_chunks(there, 64) == expected);
     CHECK(on_gpu.kept_in_chunks(there, 192) == expected);
+    if constexpr (!detail::selects_per_token<Activation>) {
+        const auto [measured, needed, failed] = on_gpu.kept_as_planned(there, nullptr);
+        CHECK(measured == expected);
+        CHECK_FALSE(failed);
+        for (const std::size_t more : {0, 1, 90}) {
+            INFO(more << " places more than needed");
+            const selection_room room{needed.candidates + more, needed.entries + more};
+            const auto [planned, needed_again, too_small] = on_gpu.kept_as_planned(there, &room);
+            CHECK_FALSE(too_small);
+            CHECK(planned == expected);
+            CHECK(needed_again.candidates == needed.candidates);
+            CHECK(needed_again.entries == needed.entries);
+        }
+        for (const bool candidates : {false, true}) {
+            if (needed.entries == 0) continue;
+            const selection_room room{needed.candidates - (candidates ? 1 : 0), needed.entries - (candidates ? 0 : 1)};
+            const auto [planned, needed_again, too_small] = on_gpu.kept_as_planned(there, &room);
+            CHECK(too_small);
+            CHECK(needed_again.candidates == needed.candidates);
+            CHECK(needed_again.entries == needed.entries);
+        }
+    }
 }
 
 // Under every kind of activation. The last latents have weights and floors that decide, too.

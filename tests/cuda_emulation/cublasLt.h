@@ -168,13 +168,18 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t what
                 cuda_emulation::allocation_of(data))
             fail("cuBLASLt: an operand is not in device memory");
     }
-    const cuda_emulation::access open;
-    if (workspace_bytes > 0) std::memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
-    if (what->scale == CUDA_R_64F)
-        cuda_emulation::multiply(*algo, *static_cast<const double*>(alpha), A, B, *static_cast<const double*>(beta),
-                                 static_cast<double*>(D));
-    else
-        cuda_emulation::multiply(*algo, *static_cast<const float*>(alpha), A, B, *static_cast<const float*>(beta),
-                                 static_cast<float*>(D));
+    const bool doubles = what->scale == CUDA_R_64F;
+    const auto factor = [&](const void* p) {
+        return doubles ? *static_cast<const double*>(p) : double{*static_cast<const float*>(p)};
+    };
+    cuda_emulation::submit([=, by = *algo, alpha = factor(alpha), beta = factor(beta)] {
+        const cuda_emulation::access open;
+        if (workspace_bytes > 0) std::memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
+        if (doubles) cuda_emulation::multiply(by, alpha, A, B, beta, static_cast<double*>(D));
+        else
+            cuda_emulation::multiply(by, static_cast<float>(alpha), A, B, static_cast<float>(beta),
+                                     static_cast<float*>(D));
+        return cudaSuccess;
+    });
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -20,6 +20,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <tuple>
 #include <type_traits>
@@ -81,14 +82,16 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
-    cudaErrorNoDevice = 100
+    cudaErrorNoDevice = 100,
+    cudaErrorStreamCaptureUnsupported = 900
 };
 inline const char* cudaGetErrorName(cudaError_t e) {
     return e == cudaSuccess                     ? "cudaSuccess"
            : e == cudaErrorInvalidValue         ? "cudaErrorInvalidValue"
            : e == cudaErrorMemoryAllocation     ? "cudaErrorMemoryAllocation"
            : e == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration"
-                                                : "cudaErrorNoDevice";
+           : e == cudaErrorNoDevice             ? "cudaErrorNoDevice"
+                                                : "cudaErrorStreamCaptureUnsupported";
 }
 inline const char* cudaGetErrorString(cudaError_t e) { return cudaGetErrorName(e); }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -160,6 +163,21 @@ inline const allocation* allocation_of(const void* p) {
     const auto& [data, a] = *--next;
     return static_cast<const char*>(p) < static_cast<const char*>(data) + (a.bytes == 0 ? 1 : a.bytes) ? &a : nullptr;
 }
+
+// Graphs --------------------------------------------------------------------------------------------------------------
+
+// While a stream is captured, what it is given is kept and not done.
+using graph = std::vector<std::function<cudaError_t()>>;
+inline graph* captured = nullptr;
+
+template <class Work>
+cudaError_t submit(Work work) {
+    if (captured == nullptr) return work();
+    captured->push_back(std::move(work));
+    return cudaSuccess;
+}
+// Of what may not be asked for while a stream is captured.
+inline cudaError_t unless_captured() { return captured == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported; }
 
 // Threads -------------------------------------------------------------------------------------------------------------
 
@@ -486,7 +504,7 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
     return *s = reinterpret_cast<cudaStream_t>(&one), cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_emulation::unless_captured(); }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = nullptr, cudaSuccess; }
 inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = nullptr, cudaSuccess; }
@@ -494,6 +512,32 @@ inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr) { return
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 0, cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+
+using cudaGraph_t = cuda_emulation::graph*;
+struct cudaGraphExec_stub {
+    cuda_emulation::graph work;
+};
+using cudaGraphExec_t = cudaGraphExec_stub*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    if (cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
+    cuda_emulation::captured = new cuda_emulation::graph;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+    *graph = std::exchange(cuda_emulation::captured, nullptr);
+    return *graph == nullptr ? cudaErrorInvalidValue : cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long = 0) {
+    return *exec = new cudaGraphExec_stub{*graph}, cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    for (const auto& work : exec->work)
+        if (const cudaError_t status = work(); status != cudaSuccess) return status;
+    return cudaSuccess;
+}
 
 enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
@@ -521,6 +565,7 @@ cudaError_t cudaMalloc(T** p, std::size_t bytes) {
     return cudaMalloc(reinterpret_cast<void**>(p), bytes);
 }
 inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t, cudaStream_t) {
+    if (cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
     *p = cuda_emulation::allocate(bytes, true);
     return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -547,9 +592,12 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
         cuda_emulation::fail("a copy to the %s gets an address of the other", to_device ? "device" : "host");
     if (kind != cudaMemcpyDefault && from_device != (cuda_emulation::allocation_of(from) != nullptr))
         cuda_emulation::fail("a copy from the %s gets an address of the other", from_device ? "device" : "host");
-    const cuda_emulation::access open;
-    std::memmove(to, from, bytes);
-    return cudaSuccess;
+    if (kind != cudaMemcpyDeviceToDevice && cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
+    return cuda_emulation::submit([=] {
+        const cuda_emulation::access open;
+        std::memmove(to, from, bytes);
+        return cudaSuccess;
+    });
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
     return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
@@ -557,9 +605,11 @@ inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cud
 inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t) {
     if (bytes == 0) return cudaSuccess;
     if (cuda_emulation::allocation_of(p) == nullptr) cuda_emulation::fail("cudaMemsetAsync of host memory");
-    const cuda_emulation::access open;
-    std::memset(p, value, bytes);
-    return cudaSuccess;
+    return cuda_emulation::submit([=] {
+        const cuda_emulation::access open;
+        std::memset(p, value, bytes);
+        return cudaSuccess;
+    });
 }
 inline cudaError_t cudaMemset(void* p, int value, std::size_t bytes) {
     return cudaMemsetAsync(p, value, bytes, nullptr);
@@ -586,8 +636,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* configuration, void (*k
     static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernel parameters are copied byte by byte");
     static_assert((sizeof(Parameters) + ... + 0) <= 4096, "too many bytes of kernel parameters");
     const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
-    const auto call = [&] { std::apply(kernel, parameters); };
-    return cuda_emulation::run_grid(
-        configuration->gridDim, configuration->blockDim, configuration->dynamicSmemBytes,
-        reinterpret_cast<const void*>(kernel), [](const void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+    return cuda_emulation::submit([=, grid = *configuration] {
+        const auto call = [&] { std::apply(kernel, parameters); };
+        return cuda_emulation::run_grid(
+            grid.gridDim, grid.blockDim, grid.dynamicSmemBytes, reinterpret_cast<const void*>(kernel),
+            [](const void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+    });
 }

@@ -91,7 +91,7 @@ evaluation evaluate(Variant& sae, const std::vector<float>& x, const std::vector
     t.run();
     backward(t, loss);
     evaluation r{double(read(device, loss.data)), {}, {}, std::vector<float>(n * sae.latents()), {}};
-    t.each_term([&](const char* name, double value) { r.terms[name] = value; });
+    t.each_term<float>([&](const char* name, const float* value) { r.terms[name] = double(read(device, value)); });
     sae.each_parameter([&](const char* name, auto& p) {
         using S = typename std::remove_cvref_t<decltype(p)>::shape_type;
         const std::size_t cols = S::rank == 1 ? 1 : p.shape().cols();

@@ -47,6 +47,13 @@ public:
         current_ = used_ = before_ = 0;
     }
 
+    // f(data, bytes) for the memory that pieces have been handed out of, gaps between them included.
+    template <class F>
+    void each_used(const F& f) const {
+        for (std::size_t i = 0; i < current_; ++i) f(static_cast<const void*>(blocks_[i].data), blocks_[i].bytes);
+        if (used_ > 0) f(static_cast<const void*>(blocks_[current_].data), used_);
+    }
+
     // How often memory was asked from the system: constant once the arena has its size.
     std::size_t allocations() const { return allocations_; }
     std::size_t peak_bytes() const { return peak_; }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <psae/core/arena.hpp>
+#include <psae/core/norm.hpp>
 #include <psae/cpu/pointwise.hpp>
 #include <psae/grad/tape.hpp>
 
@@ -204,13 +205,8 @@ template <class T>
 void row_norms(cpu& device, T* norms, const T* W, std::size_t rows, std::size_t d) {
     constexpr std::size_t block = 256;
     device.parallel_for((rows + block - 1) / block, [&](std::size_t b) {
-        for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) {
-            const T* w = W + r * d;
-            T squares = 0;
-#pragma omp simd reduction(+ : squares)
-            for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
-            norms[r] = std::sqrt(squares);
-        }
+        for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r)
+            norms[r] = euclidean_norm(W + r * d, d);
     });
 }
 
@@ -334,6 +330,12 @@ void count_active(cpu& device, arena<>& scratch, std::uint32_t* fired, const cod
 #pragma omp simd
         for (std::size_t j = 0; j < z.count; ++j) sum[j] += value[j] != 0;
     });
+}
+
+// *active = the sum of fired [latents].
+template <class Sum>
+void count_all_active(cpu&, Sum* active, const std::uint32_t* fired, std::size_t latents) {
+    *active = static_cast<Sum>(std::accumulate(fired, fired + latents, std::uint64_t{0}));
 }
 
 // Those of the set with fired[f] == 0, ascending, and in *count their number. index: room for as many as the set has.

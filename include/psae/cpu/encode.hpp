@@ -512,11 +512,11 @@ bool screens(const cpu& device, const Activation& activation, std::size_t tokens
 
 // Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
 // `among` is null. Under a top-k of the whole batch *least_rank becomes the least rank kept (0 if none was), unless
-// null.
+// null. (Room is no question here: a plan for it is for other devices.)
 template <class T, class Activation>
 void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::size_t tokens, std::size_t d, const T* W,
             const T* b, std::size_t latents, const Activation& activation, const latent_set* among,
-            [[maybe_unused]] std::type_identity_t<T>* least_rank = nullptr) {
+            [[maybe_unused]] std::type_identity_t<T>* least_rank = nullptr, const selection_plan& = {}) {
     z = {};
     z.tokens = tokens;
     z.latents = latents;

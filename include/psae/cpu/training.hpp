@@ -3,13 +3,14 @@
 // projected and consumed by Adam while it is in cache.
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 #include <psae/core/arena.hpp>
+#include <psae/core/norm.hpp>
 #include <psae/cpu/codes.hpp>
 #include <psae/optim/row_update.hpp>
+#include <psae/optim/step_outcome.hpp>
 
 namespace psae {
 
@@ -18,16 +19,7 @@ template <class T>
 void normalise_rows(cpu& device, T* W, std::size_t rows, std::size_t d) {
     constexpr std::size_t block = 256;
     device.parallel_for((rows + block - 1) / block, [&](std::size_t b) {
-        for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) {
-            T* w = W + r * d;
-            T squares = 0;
-#pragma omp simd reduction(+ : squares)
-            for (std::size_t c = 0; c < d; ++c) squares += w[c] * w[c];
-            const T norm = std::sqrt(squares);
-            if (norm == 0) continue;
-#pragma omp simd
-            for (std::size_t c = 0; c < d; ++c) w[c] /= norm;
-        }
+        for (std::size_t r = b * block; r < std::min(rows, (b + 1) * block); ++r) normalise(W + r * d, d);
     });
 }
 
@@ -50,6 +42,12 @@ void count_activity(cpu&, std::uint32_t* since_fired, Count* activation_count, c
         activation_count[f] += fired[f];
         since_fired[f] = fired[f] > 0 ? 0 : since_fired[f] + 1;
     }
+}
+
+// Judges a loss (step_outcome.hpp).
+template <class T>
+void judge(cpu&, step_outcome* outcome, const loss_numbers<T>& loss) {
+    outcome->judge(loss);
 }
 
 namespace detail {
@@ -88,7 +86,7 @@ void update_made_rows(cpu& device, arena<>& scratch, std::size_t first, std::siz
     each_gradient_row(device, scratch, first, count, u, make, [&](std::size_t r, T* g) {
         if (clipping != T(1))
             for (std::size_t c = 0; c < cols; ++c) g[c] *= clipping;
-        const adam_update<T> update(u.factors);  // here, so that it stays in registers
+        const adam_update<T> update = *u.update;  // here, so that it stays in registers
         T *w = u.w + r * cols, *m = u.m + r * cols, *v = u.v + r * cols;
 #pragma omp simd
         for (std::size_t c = 0; c < cols; ++c) update(w[c], m[c], v[c], g[c]);
@@ -104,14 +102,12 @@ void update_rows(cpu& device, arena<>& scratch, const parameter_gradient<T>& g, 
                              [&](std::size_t r, T* row) { gradient_row(g, r, u.cols, row); });
 }
 
-// The same on the rows first .. first + count, whose gradients are `rows`, [count, cols], and what `rest` says of them
-// unless it is null.
+// The same on the rows first .. first + count, whose gradients are `rows`, [count, cols].
 template <class T>
 void update_rows(cpu& device, arena<>& scratch, const T* rows, std::size_t first, std::size_t count,
-                 const parameter_gradient<T>* rest, const row_update<T>& u) {
+                 const row_update<T>& u) {
     detail::update_made_rows(device, scratch, first, count, u, [&](std::size_t r, T* row) {
         std::copy_n(rows + (r - first) * u.cols, u.cols, row);
-        if (rest != nullptr) add_gradient_row(*rest, r, u.cols, row);
     });
 }
 

@@ -371,6 +371,15 @@ __global__ void count_active_entries_kernel(std::uint32_t* fired, codes_view<T> 
 }
 
 // One block.
+template <class Sum, class Index>
+__global__ void __launch_bounds__(1024) count_all_active_kernel(Sum* active, const Index* fired, std::size_t latents) {
+    unsigned long long own = 0;
+    for (std::size_t f = threadIdx.x; f < latents; f += blockDim.x) own += fired[f];
+    own = sum_of_row(own, 1024);
+    if (threadIdx.x == 0) *active = static_cast<Sum>(own);
+}
+
+// One block.
 template <class Index>
 __global__ void __launch_bounds__(1024)
     keep_silent_latents_kernel(Index* index, std::size_t* count, latent_set set, const Index* fired) {
@@ -567,6 +576,12 @@ void count_active(const cuda& device, arena<space::device>&, std::uint32_t* fire
 template <class T>
 void count_active(const cuda& device, arena<space::device>& scratch, std::uint32_t* fired, const codes_tile<T>& z) {
     detail::sum_columns(device, scratch, fired, z.tokens, z.count, detail::tile_activity<T>{z}, write::overwrite);
+}
+
+// *active = the sum of fired [latents].
+template <class Sum>
+void count_all_active(const cuda& device, Sum* active, const std::uint32_t* fired, std::size_t latents) {
+    launch(device, detail::count_all_active_kernel<Sum, std::uint32_t>, 1, 1024, 0, active, fired, latents);
 }
 
 // Those of the set with fired[f] == 0, ascending, and in *count their number. index: room for as many as the set has.

@@ -9,6 +9,7 @@
 #include <psae/core/arena.hpp>
 #include <psae/cuda/gradient_rows.hpp>
 #include <psae/optim/row_update.hpp>
+#include <psae/optim/step_outcome.hpp>
 
 namespace psae {
 
@@ -69,6 +70,11 @@ __global__ void count_activity_kernel(std::uint32_t* since_fired, Count* activat
     const std::uint32_t tokens = fired[f];
     activation_count[f] += tokens;
     since_fired[f] = tokens > 0 ? 0 : since_fired[f] + 1;
+}
+
+template <class T>
+__global__ void judge_kernel(step_outcome* outcome, loss_numbers<T> loss) {
+    outcome->judge(loss);
 }
 
 // What the rows first .. first + count of a gradient are made of: rows in memory, [count, cols], or null, and parts.
@@ -132,8 +138,9 @@ __device__ void each_gradient_pack(const row_source<T>& from, const row_update<T
 
 template <unsigned width, class T>
 __global__ void __launch_bounds__(most_row_threads)
-    update_rows_kernel(row_source<T> from, row_update<T> u, adam_update<T> update, unsigned threads_of_row) {
+    update_rows_kernel(row_source<T> from, row_update<T> u, unsigned threads_of_row) {
     if (!u.goes()) return;
+    const adam_update<T> update = *u.update;
     const T clipping = u.clipping();
     const auto [r, thread] = place_in_rows(threads_of_row);
     const std::size_t c = (std::size_t{blockIdx.y} * threads_of_row + thread) * width,
@@ -172,12 +179,12 @@ __global__ void __launch_bounds__(most_row_threads)
 
 // Where there is one column, a warp makes a row.
 template <class T>
-__global__ void update_numbers_kernel(row_source<T> from, row_update<T> u, adam_update<T> update) {
+__global__ void update_numbers_kernel(row_source<T> from, row_update<T> u) {
     const auto [r, lane] = place_in_rows(32);
     if (r >= from.count || !u.goes()) return;
     const T g = from.number(r), clipping = u.clipping();
     const std::size_t place = from.first + r;
-    if (lane == 0) update(u.w[place], u.m[place], u.v[place], clipping != T(1) ? g * clipping : g);
+    if (lane == 0) (*u.update)(u.w[place], u.m[place], u.v[place], clipping != T(1) ? g * clipping : g);
 }
 template <class T>
 __global__ void number_squares_kernel(double* squares, row_source<T> from) {
@@ -219,13 +226,11 @@ private:
 template <class T>
 void update_made_rows(cuda& device, const row_source<T>& from, const row_update<T>& u) {
     const row_launch<T> rows(from, u);
-    const adam_update<T> update(u.factors);
     const unsigned threads = rows.shared.of_block();
-    if (rows.numbers) launch(device, update_numbers_kernel<T>, rows.blocks, threads, 0, from, u, update);
+    if (rows.numbers) launch(device, update_numbers_kernel<T>, rows.blocks, threads, 0, from, u);
     else if (rows.wide)
-        launch(device, update_rows_kernel<wide_pack<T>, T>, rows.blocks, threads, 0, from, u, update,
-               rows.shared.threads);
-    else launch(device, update_rows_kernel<1, T>, rows.blocks, threads, 0, from, u, update, rows.shared.threads);
+        launch(device, update_rows_kernel<wide_pack<T>, T>, rows.blocks, threads, 0, from, u, rows.shared.threads);
+    else launch(device, update_rows_kernel<1, T>, rows.blocks, threads, 0, from, u, rows.shared.threads);
 }
 
 }  // namespace detail
@@ -255,22 +260,23 @@ void count_activity(cuda& device, std::uint32_t* since_fired, Count* activation_
            activation_count, fired, latents, go);
 }
 
+// Judges a loss (step_outcome.hpp).
+template <class T>
+void judge(cuda& device, step_outcome* outcome, const loss_numbers<T>& loss) {
+    launch(device, detail::judge_kernel<T>, 1, 1, 0, outcome, loss);
+}
+
 // A step of Adam on all rows of a parameter, whose gradient is g.
 template <class T>
 void update_rows(cuda& device, arena<space::device>&, const parameter_gradient<T>& g, const row_update<T>& u) {
     detail::update_made_rows(device, detail::row_source<T>{nullptr, 0, u.rows, detail::flatten(g)}, u);
 }
 
-// The same on the rows first .. first + count, whose gradients are `rows`, [count, cols], and what `rest` says of them
-// unless it is null.
+// The same on the rows first .. first + count, whose gradients are `rows`, [count, cols].
 template <class T>
 void update_rows(cuda& device, arena<space::device>&, const T* rows, std::size_t first, std::size_t count,
-                 const parameter_gradient<T>* rest, const row_update<T>& u) {
-    detail::update_made_rows(
-        device,
-        detail::row_source<T>{rows, first, count,
-                              rest != nullptr ? detail::flatten(*rest) : detail::gradient_parts<T>{}},
-        u);
+                 const row_update<T>& u) {
+    detail::update_made_rows(device, detail::row_source<T>{rows, first, count, {}}, u);
 }
 
 // *squares += the squares of a parameter's gradient, projected where its update is.

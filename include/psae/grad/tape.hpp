@@ -82,9 +82,16 @@ template <class T>
 struct codes_support {
     bool dense = false;                           // known once the encoder has run
     bool entries_needed = false;                  // by something that cannot take codes chunk by chunk
-    std::size_t stage = 0;                        // the number of the encoder on its tape
+    std::size_t stage = 0;                        // the number of the encoder among all stages of its tape, from 1
+    std::size_t encoder = 0;                      // and among the encoders, from 0
     std::size_t tile_latents = 0;                 // of every tile but the last
     parameter_gradient<T>* with_chunk = nullptr;  // parameters that get gradient rows from the tile at hand
+};
+
+// What an encoder can count on from the steps before, so that it need not wait for the device to learn it.
+struct codes_forecast {
+    bool dense = false;
+    selection_room room;
 };
 
 // Codes on a tape, in either form.
@@ -271,13 +278,6 @@ auto codes_of(const N& n) {
 
 }  // namespace detail
 
-// A scalar that a loss reports by name, as metrics.
-template <class T>
-struct named_term {
-    const char* name;
-    const T* value;
-};
-
 template <class Backend>
 class tape {
 public:
@@ -320,6 +320,9 @@ public:
     }
     // The number of the stage that is recorded next, from 1.
     std::size_t next_stage() const { return recorded_ + 1; }
+    // The number of an encoder that is about to be recorded, from 0.
+    std::size_t number_encoder() { return encoders_++; }
+    std::size_t encoders() const { return encoders_; }
     // Lets a parameter collect its gradient on this tape. Rows in outer-product form need no dense memory;
     // `dense` is where a dense gradient goes, taken from the arena when it is first needed.
     template <class T, class Shape>
@@ -390,30 +393,43 @@ public:
     // Forgets the records. The arena is reset by its owner.
     void clear() {
         first_ = last_ = done_ = nullptr;
-        recorded_ = 0;
+        recorded_ = encoders_ = 0;
         terms_count_ = 0;
         main_codes = nullptr;
         reconstruction = nullptr;
     }
 
-    // Named scalars of the loss, in the order of their terms.
+    // Named scalars of the loss, in the order of their terms: f(name, const T*), memory of the device.
     static constexpr std::size_t max_terms = 16;
     template <class T>
     void add_term(const char* name, const T* value) {
         if (terms_count_ == max_terms) throw error("a loss has too many named terms", name, "at most 16");
-        terms_[terms_count_++] = {name, value, [](const Backend& device, const void* v) {
-                                      return static_cast<double>(read(device, static_cast<const T*>(v)));
-                                  }};
+        terms_[terms_count_++] = {name, value};
     }
-    template <class F>
+    template <class T, class F>
     void each_term(F&& f) const {
-        for (std::size_t i = 0; i < terms_count_; ++i) f(terms_[i].name, terms_[i].read(device_, terms_[i].value));
+        for (std::size_t i = 0; i < terms_count_; ++i) f(terms_[i].name, static_cast<const T*>(terms_[i].value));
     }
 
     // How encoders hold their codes in train mode, and how many bytes of tiles they may keep for the backward sweep
     // instead of making them again.
     codes_form form = codes_form::by_density;
     std::size_t codes_memory = 0;
+
+    // What the first encoders, up to max_encoders, are told and tell (selection_plan): by their numbers, or null. `needed`
+    // and `too_small` are memory of the device.
+    static constexpr std::size_t max_encoders = 8;
+    const codes_forecast* forecasts = nullptr;
+    selection_room* needed = nullptr;
+    std::uint32_t* too_small = nullptr;
+    const codes_forecast* forecast_of(std::size_t encoder) const {
+        return forecasts == nullptr || encoder >= max_encoders ? nullptr : forecasts + encoder;
+    }
+    selection_plan plan_of(std::size_t encoder) const {
+        const codes_forecast* known = forecast_of(encoder);
+        return {known == nullptr ? nullptr : &known->room,
+                needed == nullptr || encoder >= max_encoders ? nullptr : needed + encoder, too_small};
+    }
 
     // What metrics speak of: the codes (a codes_record) that are decoded first, and what is decoded from them, unless
     // the loss names another reconstruction.
@@ -434,8 +450,7 @@ private:
     };
     struct term_record {
         const char* name;
-        const void* value;
-        double (*read)(const Backend&, const void*);
+        const void* value;  // of the loss's type
     };
 
     static bool by_tiles(const link* l) { return l->reads_dense != nullptr && *l->reads_dense; }
@@ -464,7 +479,7 @@ private:
     psae::mode mode_;
     link *first_ = nullptr, *last_ = nullptr, *done_ = nullptr;
     term_record terms_[max_terms];
-    std::size_t terms_count_ = 0, recorded_ = 0;
+    std::size_t terms_count_ = 0, recorded_ = 0, encoders_ = 0;
 };
 
 }  // namespace psae

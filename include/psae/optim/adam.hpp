@@ -27,8 +27,9 @@ struct adam {
 // Adam's update in T.
 template <class T>
 struct adam_update {
-    T b1, b2, c1, c2, eps, step, inverse_root;
+    T b1 = 0, b2 = 0, c1 = 0, c2 = 0, eps = 0, step = 0, inverse_root = 0;
 
+    adam_update() = default;
     explicit adam_update(const adam::factors& f)
         : b1(static_cast<T>(f.beta1)),
           b2(static_cast<T>(f.beta2)),

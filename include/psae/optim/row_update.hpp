@@ -9,13 +9,14 @@
 
 namespace psae {
 
-// Of w, [rows, cols], with Adam's moments m and v. Pointers are to memory of the device that updates.
+// Of w, [rows, cols], with Adam's moments m and v. Pointers are to memory of the device that updates; what differs from
+// step to step stands behind one.
 template <class T>
 struct row_update {
     T *w, *m, *v;
     std::size_t rows, cols;
     bool projected;  // a gradient row loses its component along its row of w, which has unit length
-    adam::factors factors;
+    const adam_update<T>* update;
     const double* squares;  // of the norm of the whole gradient, that it may be clipped to `clip`; or null
     double clip;
     const std::uint32_t* go;  // nothing changes where it is 0; or null

@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include <psae/core/norm.hpp>
 #include <psae/core/random.hpp>
 #include <psae/stage/decode.hpp>
 
@@ -56,33 +57,17 @@ struct sae_parameters {
         };
         fill(W_enc, latents());
         fill(W_dec, outputs());
-        for (std::size_t f = 0; f < latents(); ++f) normalise_decoder_row(f);
+        for (std::size_t f = 0; f < latents(); ++f) normalise(W_dec.data() + f * outputs(), outputs());
     }
 
     // The Euclidean norm of decoder row f.
-    T decoder_norm(std::size_t f) const {
-        const T* w = W_dec.data() + f * outputs();
-        T squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (std::size_t c = 0; c < outputs(); ++c) squares += w[c] * w[c];
-        return std::sqrt(squares);
-    }
+    T decoder_norm(std::size_t f) const { return euclidean_norm(W_dec.data() + f * outputs(), outputs()); }
 
 protected:
     template <class S>
     static S make(std::size_t first, std::size_t second = 1) {
         const std::size_t extents[2] = {first, second};
         return S::from_extents(extents);
-    }
-
-private:
-    void normalise_decoder_row(std::size_t f) {
-        const std::size_t d = outputs();
-        T* w = W_dec.data() + f * d;
-        const T n = decoder_norm(f);
-        if (n == 0) return;
-#pragma omp simd
-        for (std::size_t c = 0; c < d; ++c) w[c] /= n;
     }
 };
 

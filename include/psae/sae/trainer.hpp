@@ -3,11 +3,15 @@
 // projected and consumed by Adam while it is hot. Whole gradients are in memory only where the norm of all of them is
 // asked for, or where the encoder is not the first stage of the loss while its codes are dense.
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <psae/core/repeated_work.hpp>
 #include <psae/cpu/training.hpp>
 #include <psae/grad/differentiate.hpp>
 #include <psae/sae/parameter_copies.hpp>
@@ -60,7 +64,7 @@ public:
           since_fired_(shape<dyn>{sae.latents()}),
           dead_(shape<dyn>{sae.latents()}),
           activation_count_(shape<dyn>{sae.latents()}),
-          dead_count_(shape<dyn>{1}) {
+          state_(shape<dyn>{1}) {
         sae_.each_parameter([&](const char*, auto& p) {
             first_moments_.emplace_back(shape<dyn>{p.size()});
             second_moments_.emplace_back(shape<dyn>{p.size()});
@@ -69,7 +73,8 @@ public:
 
     // One step on tokens [n, d_in] and, if not null, their weights [n]: memory of the device. Throws psae::error if the
     // loss is not finite; no more than the length of decoder rows has changed then. The metrics are overwritten by the
-    // next step. (They are what the host waits for: for the number of dead latents, the loss, and at the end.)
+    // next step. On another device the host waits once, at the end; the first step, and one whose codes took more room than
+    // those before, wait for that room too.
     template <class Shape>
     const step_metrics& step(view<const T, Shape, memory> tokens, const float* token_weights = nullptr) {
         return step(tokens, tokens, token_weights);
@@ -81,53 +86,22 @@ public:
         make_current(device_);
         const auto standing_in = copies_.stand_in();
         staged_.clear();
-        step_metrics& report = report_;
-        report.step = step_;
-        report.terms.clear();  // keeps its memory
-        report.l0 = report.explained_variance = 0;
-        scratch_.reset();
-        records_.reset();
         if (options_.unit_norm_decoder) normalise_rows(device_, sae_.W_dec.data(), sae_.latents(), sae_.outputs());
         if (options_.frequency_window > 0 && (step_ + 1) % options_.frequency_window == 0) {
             fill(device_, activation_count_.data(), activation_count_.size(), std::uint64_t{0});
             counted_tokens_ = 0;
         }
-        find_dead(device_, scratch_, dead_.data(), dead_count_.data(), since_fired_.data(), sae_.latents(),
-                  options_.dead_after);
-        const std::size_t dead_count = read(device_, dead_count_.data());
-        report.dead_fraction = static_cast<double>(dead_count) / static_cast<double>(sae_.latents());
-
-        tape<Backend> t(device_, scratch_, records_, mode::train);
-        t.form = options_.codes;
-        t.codes_memory = options_.codes_memory;
-        const row_taker<T> taker{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
-                                    T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
-                                 this};
-        const gradients_released guard{sae_};
-        sae_.each_parameter([&](const char*, auto& p) {
-            t.collect(p);
-            if (options_.clip_grad_norm == 0) p.gradient->taker = &taker;
-        });
-        const training_state now{{dead_.data(), dead_count_.data(), dead_count},
-                                 dead_count > 0,
-                                 token_weights,
-                                 step_,
-                                 options_.steps,
-                                 random_stream(options_.seed, std::uint64_t{step_} << 24)};
-        const auto loss = evaluate(loss_of(t.input(tokens), t.input(targets), now));
-        t.run();
-        report.loss = static_cast<double>(read(device_, loss.data));
-        t.each_term([&](const char* name, double value) { report.terms.emplace_back(name, value); });
-        if (!std::isfinite(report.loss))
-            throw error("the loss is not finite", "training step " + std::to_string(step_), "",
-                        "look for NaN or rows of zeros in the activations, or lower the learning rate");
-        report_activity(t, targets, report);
-        report.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
-        factors_ = options_.optimiser.at(report.lr, step_ + 1);
-        backward(t, loss);
-        update();
+        if (!dead_count_) {
+            list_dead();
+            dead_count_ = read(device_, &state_.data()->dead);
+        }
+        report_.step = step_;
+        report_.dead_fraction = static_cast<double>(*dead_count_) / static_cast<double>(sae_.latents());
+        report_.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
+        fill(device_, &state_.data()->update, 1, adam_update<T>(options_.optimiser.at(report_.lr, step_ + 1)));
+        while (!attempt(tokens, targets, token_weights)) known_encoders_ = 0;
         ++step_;
-        return report;
+        return report_;
     }
 
     // Brings the SAE's parameters up to date, and the device's to those of the SAE. On the host they are the same.
@@ -144,14 +118,19 @@ public:
         auto since = since_fired();
         for (const std::uint32_t f : latents) since[f] = 0;
         upload(device_, since_fired_.data(), since.data(), since.size());
+        dead_count_.reset();
     }
     std::size_t scratch_allocations() const { return scratch_.allocations(); }
+    // How many steps the device replayed as a whole.
+    std::size_t replays() const { return work_.replays(); }
 
     // Everything that a checkpoint holds beside the parameters: f(name, data, count) for each array. The data is the
     // host's and stays until the next call.
     template <class F>
     void each_state(F&& f) {
         staged_.clear();
+        dead_count_.reset();
+        known_encoders_ = 0;  // so that a run that goes on from here does as this one
         std::size_t i = 0;
         sae_.each_parameter([&](const char* name, auto&) {
             give(f, std::string("adam_m.") + name, first_moments_[i]);
@@ -201,38 +180,151 @@ private:
         }
     };
 
-    template <class Tape, class Shape>
-    void report_activity(Tape& t, view<const T, Shape, memory> targets, step_metrics& report) {
-        if (t.main_codes == nullptr) return;
-        const auto& z = *static_cast<const codes_record<T>*>(t.main_codes);
-        const auto* every_step = static_cast<const std::uint32_t*>(nullptr);
-        count_activity(device_, since_fired_.data(), activation_count_.data(), z.fired, sae_.latents(), every_step);
-        fired_.resize(sae_.latents());
-        download(device_, fired_.data(), z.fired, fired_.size());
-        step_codes codes{z.tokens};
-        for (const std::uint32_t tokens : fired_) codes.active += tokens;
-        if (z.least_rank != nullptr) codes.least_rank = static_cast<double>(read(device_, z.least_rank));
-        report.l0 = z.tokens == 0 ? 0 : static_cast<double>(codes.active) / static_cast<double>(z.tokens);
-        counted_tokens_ += z.tokens;
-        if constexpr (requires { sae_.after_step(codes); }) sae_.after_step(codes);
-        if (t.reconstruction != nullptr)
-            report.explained_variance = explained_variance(targets, static_cast<const T*>(t.reconstruction));
+    // What the device keeps beside arrays.
+    struct device_state {
+        std::size_t dead = 0;  // latents before the next step
+        adam_update<T> update;
+        step_outcome outcome;
+        selection_room needed[tape<Backend>::max_encoders];
+    };
+
+    void list_dead() {
+        find_dead(device_, scratch_, dead_.data(), &state_.data()->dead, since_fired_.data(), sae_.latents(),
+                        options_.dead_after);
     }
+
+    // The step, from the loss on. False, and nothing has changed, if an encoder had too little room.
+    template <class Shape, class TargetShape>
+    bool attempt(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
+                 const float* token_weights) {
+        scratch_.reset();
+        records_.reset();
+        tape<Backend> t(device_, scratch_, records_, mode::train);
+        t.form = options_.codes;
+        t.codes_memory = options_.codes_memory;
+        const gradients_released guard{sae_};
+        sae_.each_parameter([&](const char*, auto& p) {
+            t.collect(p);
+            if (options_.clip_grad_norm == 0) p.gradient->taker = &taker_;
+        });
+        // On another device a bound in place of the number, so that one step is like the next.
+        const std::size_t room =
+            on_host ? *dead_count_ : std::min(std::bit_ceil(*dead_count_), std::size_t{sae_.latents()});
+        const training_state now{{dead_.data(), &state_.data()->dead, room},
+                                 *dead_count_ > 0,
+                                 token_weights,
+                                 step_,
+                                 options_.steps,
+                                 random_stream(options_.seed, std::uint64_t{step_} << 24)};
+        const auto loss = evaluate(loss_of(t.input(tokens), t.input(targets), now));
+        if constexpr (!on_host) {
+            t.forecasts = t.encoders() <= known_encoders_ ? forecasts_ : nullptr;
+            t.needed = state_.data()->needed;
+            t.too_small = &state_.data()->outcome.too_small;
+        }
+        const auto sweeps = [&] { run_sweeps(t, loss, targets); };
+        if (!on_host && t.forecasts == nullptr) sweeps();  // which wait
+        else work_.run(device_, [&](work_key& key) { add_key(key, t); }, sweeps);
+
+        device_state end;
+        download(device_, &end, state_.data(), 1);
+        if constexpr (!on_host) learn_room(t.encoders(), tokens.rows(), end.needed);
+        if (end.outcome.too_small != 0) return false;
+        tell(t, tokens.rows(), end.outcome);
+        dead_count_ = end.dead;
+        return true;
+    }
+
+    // All that the device does in one go.
+    template <class Loss, class TargetShape>
+    void run_sweeps(tape<Backend>& t, const Loss& loss, view<const T, TargetShape, memory> targets) {
+        step_outcome* outcome = &state_.data()->outcome;
+        fill(device_, &outcome->too_small, 1, std::uint32_t{0});
+        t.run();
+        loss_numbers<T> numbers;
+        numbers.number[numbers.count++] = loss.data;
+        t.template each_term<T>([&](const char*, const T* value) { numbers.number[numbers.count++] = value; });
+        const auto* z = static_cast<const codes_record<T>*>(t.main_codes);
+        if (z != nullptr) numbers.least_rank = z->least_rank;
+        judge(device_, outcome, numbers);
+        if (z != nullptr) {
+            const std::uint32_t* fired = z->fired;
+            count_activity(device_, since_fired_.data(), activation_count_.data(), fired, sae_.latents(), &outcome->go);
+            count_all_active(device_, &outcome->active, fired, sae_.latents());
+        }
+        if (z != nullptr && t.reconstruction != nullptr)
+            measure_variance(targets, static_cast<const T*>(t.reconstruction), outcome);
+        backward(t, loss);
+        update();
+        list_dead();
+    }
+
+    // What tells one step's work from another's: all that has been recorded, and the room that it gets.
+    void add_key(work_key& key, const tape<Backend>& t) const {
+        const auto add = [&](const void* data, std::size_t bytes) {
+            const auto* first = static_cast<const std::byte*>(data);
+            key.insert(key.end(), first, first + bytes);
+        };
+        const auto add_number = [&](std::size_t number) { add(&number, sizeof(number)); };
+        records_.each_used(add);
+        add_number(scratch_.allocations());
+        for (std::size_t i = 0; i < t.encoders(); ++i) {
+            add_number(forecasts_[i].dense);
+            add_number(forecasts_[i].room.candidates);
+            add_number(forecasts_[i].room.entries);
+        }
+    }
+
+    // What the encoders of the next step can count on.
+    void learn_room(std::size_t encoders, std::size_t tokens, const selection_room* needed) {
+        known_encoders_ = std::min(encoders, tape<Backend>::max_encoders);
+        if (encoders > known_encoders_) known_encoders_ = 0;
+        // A quarter more than was needed, and the same for as long as that is neither too little nor far too much.
+        const auto adjust = [](std::size_t& room, std::size_t taken) {
+            if (taken > room || room > 1024 + 4 * taken) room = 256 + taken + taken / 4;
+        };
+        for (std::size_t i = 0; i < known_encoders_; ++i) {
+            const double active = static_cast<double>(needed[i].entries);
+            codes_forecast& f = forecasts_[i];
+            f.dense = active > dense_from_share(device_) * static_cast<double>(tokens * sae_.latents());
+            adjust(f.room.entries, needed[i].entries);
+            // Tiles do not say what the token with the most active latents has.
+            adjust(f.room.candidates, std::max(needed[i].candidates, 2 * needed[i].entries / std::max<std::size_t>(tokens, 1)));
+        }
+    }
+
+    // The metrics of a step that is done; psae::error if its loss is not finite.
+    void tell(const tape<Backend>& t, std::size_t tokens, const step_outcome& outcome) {
+        report_.loss = outcome.loss_numbers[0];
+        report_.terms.clear();  // keeps its memory
+        t.template each_term<T>([&](const char* name, const T*) {
+            report_.terms.emplace_back(name, outcome.loss_numbers[1 + report_.terms.size()]);
+        });
+        if (outcome.go == 0)
+            throw error("the loss is not finite", "training step " + std::to_string(step_), "",
+                        "look for NaN or rows of zeros in the activations, or lower the learning rate");
+        report_.l0 = report_.explained_variance = 0;
+        if (t.main_codes == nullptr) return;
+        const step_codes codes{tokens, outcome.active, outcome.least_rank};
+        report_.l0 = tokens == 0 ? 0 : static_cast<double>(codes.active) / static_cast<double>(tokens);
+        counted_tokens_ += tokens;
+        if constexpr (requires { sae_.after_step(codes); }) sae_.after_step(codes);
+        if (t.reconstruction != nullptr && outcome.variance > 0)
+            report_.explained_variance = 1 - outcome.residual / outcome.variance;
+    }
+
     template <class Shape>
-    double explained_variance(view<const T, Shape, memory> targets, const T* reconstruction) {
+    void measure_variance(view<const T, Shape, memory> targets, const T* reconstruction, step_outcome* outcome) {
         const std::size_t n = targets.rows(), d = targets.cols();
         const const_view<T, shape<dyn, dyn>, memory> x{targets.data, shape<dyn, dyn>{n, d}},
             x_hat{reconstruction, shape<dyn, dyn>{n, d}};
         const auto mark = scratch_.position();
         const view<T, shape<dyn>, memory> mean{scratch_.template allocate<T>(d), shape<dyn>{d}};
-        double* sums = scratch_.template allocate<double>(2);
         column_sums(device_, scratch_, mean.data, x, n, d);
         assign(device_, mean, mean / static_cast<T>(n));
-        total(device_, scratch_, sums, square(x - x_hat), n, d);
-        total(device_, scratch_, sums + 1, square(x - mean), n, d);
-        const double residual = read(device_, sums), variance = read(device_, sums + 1);
+        total(device_, scratch_, &outcome->residual, square(x - x_hat), n, d);
+        total(device_, scratch_, &outcome->variance, square(x - mean), n, d);
         scratch_.release_to(mark);
-        return variance > 0 ? 1 - residual / variance : 0;
     }
 
     // What a step does to the rows of parameter number `which`.
@@ -249,10 +341,10 @@ private:
                 cols == 0 ? 0 : p.size() / cols,
                 cols,
                 projected,
-                factors_,
+                &state_.data()->update,
                 nullptr,
                 options_.clip_grad_norm,
-                nullptr};
+                &state_.data()->outcome.go};
     }
     // f(number, parameter) for those whose gradient has not been taken.
     template <class F>
@@ -267,9 +359,8 @@ private:
     // Rows that are complete in the middle of the backward sweep.
     void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows) {
         each_waiting([&](std::size_t which, auto& p) {
-            const auto* nothing = static_cast<const parameter_gradient<T>*>(nullptr);
             if (p.gradient == &of)
-                update_rows(device_, scratch_, static_cast<const T*>(rows), first, count, nothing, update_of(which, p));
+                update_rows(device_, scratch_, static_cast<const T*>(rows), first, count, update_of(which, p));
         });
     }
 
@@ -300,13 +391,18 @@ private:
     std::vector<array<T>> first_moments_, second_moments_;
     array<std::uint32_t> since_fired_, dead_;
     array<std::uint64_t> activation_count_;
-    array<std::size_t> dead_count_;
-    std::vector<std::uint32_t> fired_;            // in the last step, on the host
+    array<device_state> state_;
+    std::optional<std::size_t> dead_count_;  // latents before the next step, where the host knows it
+    codes_forecast forecasts_[tape<Backend>::max_encoders];
+    std::size_t known_encoders_ = 0;  // how many of them say something
+    repeated_work<Backend> work_;
+    const row_taker<T> taker_{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
+                                 T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
+                              this};
     std::vector<std::vector<std::byte>> staged_;  // another device's arrays, for each_state
     std::uint64_t counted_tokens_ = 0;
     std::uint64_t counters_[2] = {};
     std::size_t step_ = 0;
-    adam::factors factors_{};
 };
 
 }  // namespace psae

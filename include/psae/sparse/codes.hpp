@@ -65,6 +65,21 @@ struct latent_set {
     std::size_t room = ~std::size_t{0};
 };
 
+// Room that an encoder works in on a device whose numbers the host would have to wait for. Under an elementwise activation:
+// places for each token's entries, and for all entries together. Under a top-k of the whole batch: for what is above the
+// bound so far, and for what is sorted in the end. A top-k of each token needs none.
+struct selection_room {
+    std::size_t candidates = 0, entries = 0;
+};
+
+// How an encoder gets to know that room. `expected`: it counts on that, and waits for nothing; if null, it waits and takes
+// what is needed. The others are memory of the device, or null.
+struct selection_plan {
+    const selection_room* expected = nullptr;
+    selection_room* needed = nullptr;   // becomes what would have been enough
+    std::uint32_t* too_small = nullptr;  // becomes 1 if the room expected was not; the codes are of no use then
+};
+
 // `count` of `all` rows, spread evenly: the j-th of them.
 struct spread_evenly {
     std::size_t all, count;

@@ -72,7 +72,8 @@ struct encode_stage {
         }
         if constexpr (selects_per_batch<Activation>) codes.least_rank = t.arena().template allocate<T>(1);
         encode(t.device(), t.arena(), codes.entries, static_cast<const T*>(x), n, d, weights.data, bias.data, z.latents,
-               activation, among.count == nullptr ? nullptr : &among, codes.least_rank);
+               activation, among.count == nullptr ? nullptr : &among, codes.least_rank,
+               t.plan_of(codes.support->encoder));
         if (t.training()) add_latent_view(t.device(), t.arena(), codes.entries);
         count_active(t.device(), t.arena(), codes.fired, codes.entries);
     }
@@ -114,8 +115,9 @@ private:
         if constexpr (can_be_dense<Activation>()) {
             if (among.count != nullptr || z.codes->support->entries_needed || t.form == codes_form::entries)
                 return false;
-            return t.form == codes_form::tiles ||
-                   active_share(t.device(), t.arena(), static_cast<const T*>(x), z.tokens, weights.cols(), weights.data,
+            if (t.form == codes_form::tiles) return true;
+            if (const codes_forecast* known = t.forecast_of(z.codes->support->encoder)) return known->dense;
+            return active_share(t.device(), t.arena(), static_cast<const T*>(x), z.tokens, weights.cols(), weights.data,
                                 bias.data, z.latents, activation) > dense_from_share(t.device());
         } else {
             return false;
@@ -146,6 +148,9 @@ private:
             codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
             t.run_readers(*codes.support);
         });
+        if (const selection_plan plan = t.plan_of(codes.support->encoder); plan.needed != nullptr)
+            count_all_active(t.device(), &plan.needed->entries, static_cast<const std::uint32_t*>(codes.fired),
+                             z.latents);
     }
 
     template <class Tape>
@@ -256,6 +261,7 @@ auto encode(const X& x, const W& W_enc, const B& b_enc, const Activation& activa
                         to_string(bias.shape()));
     auto* support = t.make(codes_support<T>{});
     support->stage = t.next_stage();
+    support->encoder = t.number_encoder();
     auto* codes = t.make(codes_record<T>{});
     codes->support = support;
     const codes_variable<T, Tape> z{&t, codes, t.make(gradient<T>{}), input.shape().rows(), weights.rows()};

@@ -13,15 +13,17 @@ struct DeviceScan {
         const std::size_t n = static_cast<std::size_t>(count), wanted = 512 + n / 64 * 8;
         if (storage == nullptr) return bytes = wanted, cudaSuccess;
         if (bytes < wanted) return cudaErrorInvalidValue;
-        const cuda_emulation::access open;
-        std::memset(storage, 0xff, bytes);
-        auto sum = std::remove_cv_t<std::remove_reference_t<decltype(in[0])>>{};
-        for (std::size_t i = 0; i < n; ++i) {
-            const auto one = in[i];
-            out[i] = sum;
-            sum += one;
-        }
-        return cudaSuccess;
+        return cuda_emulation::submit([=] {
+            const cuda_emulation::access open;
+            std::memset(storage, 0xff, wanted);
+            auto sum = std::remove_cv_t<std::remove_reference_t<decltype(in[0])>>{};
+            for (std::size_t i = 0; i < n; ++i) {
+                const auto one = in[i];
+                out[i] = sum;
+                sum += one;
+            }
+            return cudaSuccess;
+        });
     }
 };
 
