@@ -53,7 +53,8 @@ using setting = std::function<void(Variant&)>;
 
 // Steps on the GPU and on the CPU, whose batches lie in two buffers by turns. `change(step, x)` may change a batch.
 template <class Variant>
-std::size_t replays_of_run(const std::type_identity_t<setting<Variant>>& set, training_options options, std::size_t steps,
+std::size_t replays_of_run(const std::type_identity_t<setting<Variant>>& set, training_options options,
+                           std::size_t steps,
                            const std::function<void(std::size_t, std::vector<float>&)>& change = {}) {
     options.lr = 3e-3;
     options.warmup_steps = 4;
@@ -77,8 +78,7 @@ std::size_t replays_of_run(const std::type_identity_t<setting<Variant>>& set, tr
         auto& buffer = buffers[step % 2];
         upload(device, buffer.data(), x.data(), x.size());
         const step_metrics a = on_cpu.step(const_view<float, shape<dyn, dyn>>{x.data(), extents});
-        const step_metrics b =
-            on_gpu.step(const_view<float, shape<dyn, dyn>, space::device>{buffer.data(), extents});
+        const step_metrics b = on_gpu.step(const_view<float, shape<dyn, dyn>, space::device>{buffer.data(), extents});
         CHECK(b.loss == Approx(a.loss).epsilon(1e-4));
         CHECK(b.l0 == a.l0);
         CHECK(b.dead_fraction == a.dead_fraction);

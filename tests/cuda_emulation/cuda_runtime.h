@@ -495,7 +495,9 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 struct cudaPointerAttributes {
     int device;
 };
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) { return a->device = 0, cudaSuccess; }
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
+    return a->device = 0, cudaSuccess;
+}
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
@@ -518,7 +520,11 @@ struct cudaGraphExec_stub {
     cuda_emulation::graph work;
 };
 using cudaGraphExec_t = cudaGraphExec_stub*;
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
     if (cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
     cuda_emulation::captured = new cuda_emulation::graph;
@@ -592,7 +598,8 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
         cuda_emulation::fail("a copy to the %s gets an address of the other", to_device ? "device" : "host");
     if (kind != cudaMemcpyDefault && from_device != (cuda_emulation::allocation_of(from) != nullptr))
         cuda_emulation::fail("a copy from the %s gets an address of the other", from_device ? "device" : "host");
-    if (kind != cudaMemcpyDeviceToDevice && cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
+    if (kind != cudaMemcpyDeviceToDevice && cuda_emulation::captured != nullptr)
+        return cudaErrorStreamCaptureUnsupported;
     return cuda_emulation::submit([=] {
         const cuda_emulation::access open;
         std::memmove(to, from, bytes);
@@ -620,6 +627,11 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, i
     if (value < 0 || static_cast<std::size_t>(value) > cuda_emulation::most_shared) return cudaErrorInvalidValue;
     cuda_emulation::gpu().shared_limits[kernel] = static_cast<std::size_t>(value);
     return cudaSuccess;
+}
+
+// Host and device are one compiler's here.
+inline cudaError_t cudaFuncGetParamInfo(const void*, std::size_t, std::size_t*, std::size_t*) {
+    return cudaErrorInvalidValue;
 }
 
 struct cudaLaunchAttribute;

@@ -148,12 +148,36 @@ private:
     std::shared_ptr<context> of_;
 };
 
+namespace detail {
+
+// nvcc's two compilers do not lay out every type alike (core/shape.hpp). Kernels would read other numbers than they were
+// given, so what has another size on the device is refused.
+template <class... Parameters>
+bool require_same_sizes(void (*kernel)(Parameters...)) {
+    std::size_t number = 0;
+    const auto require = [&](std::size_t here) {
+        std::size_t offset = 0, there = 0;
+        const cudaError_t status =
+            cudaFuncGetParamInfo(reinterpret_cast<const void*>(kernel), number++, &offset, &there);
+        if (status == cudaSuccess && here != there)
+            throw error("a kernel's parameter is laid out differently on the device",
+                        "parameter " + std::to_string(number),
+                        "host " + std::to_string(here) + " bytes, device " + std::to_string(there),
+                        "expressions and activations must have no [[no_unique_address]] member");
+    };
+    (require(sizeof(Parameters)), ...);
+    return true;
+}
+
+}  // namespace detail
+
 // Starts kernel<<<blocks, threads, shared_bytes>>>(arguments...) on the device's stream; nothing for no blocks. The
 // arguments are converted to the kernel's parameters. blocks: x, up to 2^31 - 1, and y.
 template <class... Parameters, class... Arguments>
 void launch(const cuda& device, void (*kernel)(Parameters...), dim3 blocks, unsigned threads, std::size_t shared_bytes,
             const Arguments&... arguments) {
     if (blocks.x == 0 || blocks.y == 0) return;
+    static const bool same_sizes [[maybe_unused]] = detail::require_same_sizes(kernel);
     constexpr std::size_t shared_without_asking = std::size_t{48} << 10;
     if (shared_bytes > shared_without_asking)
         detail::check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

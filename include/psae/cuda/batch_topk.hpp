@@ -194,8 +194,7 @@ void select(const chunked_products<T>& pre, codes_view<T>& z, const Activation& 
         });
     };
     const auto before_candidates = scratch.position();
-    auto candidates =
-        room_for(std::min(all, waits ? tokens * pre.chunk_columns() + spare : plan.expected->candidates));
+    auto candidates = room_for(std::min(all, waits ? tokens * pre.chunk_columns() + spare : plan.expected->candidates));
     std::size_t collected = candidates.room, sorted = waits ? 0 : std::min(all, plan.expected->entries);  // or fewer
     if (wanted > 0) {
         collect(candidates, true);
@@ -218,8 +217,8 @@ void select(const chunked_products<T>& pre, codes_view<T>& z, const Activation& 
     const std::size_t kept = std::min(sorted, wanted);
     auto *order = scratch.allocate<std::uint32_t>(sorted), *other = scratch.allocate<std::uint32_t>(sorted);
     fill(device, order, sorted, static_cast<std::uint32_t>(candidates.room));
-    launch(device, choose_candidates_kernel<T>, blocks_of(collected, threads), threads, 0, order, sorted, taken,
-           bound, candidates);
+    launch(device, choose_candidates_kernel<T>, blocks_of(collected, threads), threads, 0, order, sorted, taken, bound,
+           candidates);
     const auto sort_by = [&](const std::uint32_t* numbers, std::size_t most, std::size_t count) {
         sort_order<std::uint32_t>(device, scratch, order, other, count, number_at{numbers}, bits_below(most + 1));
     };

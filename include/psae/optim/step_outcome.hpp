@@ -20,11 +20,11 @@ struct loss_numbers {
 
 struct step_outcome {
     double loss_numbers[most_loss_numbers] = {};
-    double least_rank = 0;                      // of a top-k over the whole batch
-    double residual = 0, variance = 0;          // sum ||x - x_hat||^2, sum ||x - mean x||^2
-    std::size_t active = 0;                     // latents over all tokens
-    std::uint32_t too_small = 0;                // 1: an encoder had too little room (selection_plan)
-    std::uint32_t go = 0;                       // 0: nothing changes in this step
+    double least_rank = 0;              // of a top-k over the whole batch
+    double residual = 0, variance = 0;  // sum ||x - x_hat||^2, sum ||x - mean x||^2
+    std::size_t active = 0;             // latents over all tokens
+    std::uint32_t too_small = 0;        // 1: an encoder had too little room (selection_plan)
+    std::uint32_t go = 0;               // 0: nothing changes in this step
 
     // The step goes on if its loss is finite and its codes are whole.
     template <class T>

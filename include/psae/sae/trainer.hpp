@@ -190,7 +190,7 @@ private:
 
     void list_dead() {
         find_dead(device_, scratch_, dead_.data(), &state_.data()->dead, since_fired_.data(), sae_.latents(),
-                        options_.dead_after);
+                  options_.dead_after);
     }
 
     // The step, from the loss on. False, and nothing has changed, if an encoder had too little room.
@@ -224,7 +224,9 @@ private:
         }
         const auto sweeps = [&] { run_sweeps(t, loss, targets); };
         if (!on_host && t.forecasts == nullptr) sweeps();  // which wait
-        else work_.run(device_, [&](work_key& key) { add_key(key, t); }, sweeps);
+        else
+            work_.run(
+                device_, [&](work_key& key) { add_key(key, t); }, sweeps);
 
         device_state end;
         download(device_, &end, state_.data(), 1);
@@ -289,7 +291,8 @@ private:
             f.dense = active > dense_from_share(device_) * static_cast<double>(tokens * sae_.latents());
             adjust(f.room.entries, needed[i].entries);
             // Tiles do not say what the token with the most active latents has.
-            adjust(f.room.candidates, std::max(needed[i].candidates, 2 * needed[i].entries / std::max<std::size_t>(tokens, 1)));
+            adjust(f.room.candidates,
+                   std::max(needed[i].candidates, 2 * needed[i].entries / std::max<std::size_t>(tokens, 1)));
         }
     }
 

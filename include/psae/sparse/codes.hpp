@@ -76,7 +76,7 @@ struct selection_room {
 // what is needed. The others are memory of the device, or null.
 struct selection_plan {
     const selection_room* expected = nullptr;
-    selection_room* needed = nullptr;   // becomes what would have been enough
+    selection_room* needed = nullptr;    // becomes what would have been enough
     std::uint32_t* too_small = nullptr;  // becomes 1 if the room expected was not; the codes are of no use then
 };
 

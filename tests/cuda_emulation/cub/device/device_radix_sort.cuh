@@ -46,13 +46,14 @@ private:
             return cudaErrorInvalidValue;
         if (n > 0 && (keys == sorted_keys || static_cast<const void*>(values) == sorted_values))
             cuda_emulation::fail("a radix sort in place");
-        return cuda_emulation::submit(
-            [=] { return sort_now<Descending>(storage, wanted, keys, sorted_keys, values, sorted_values, n, first_bit, last_bit); });
+        return cuda_emulation::submit([=] {
+            return sort_now<Descending>(storage, wanted, keys, sorted_keys, values, sorted_values, n, first_bit,
+                                        last_bit);
+        });
     }
     template <bool Descending, class Key, class Value>
     static cudaError_t sort_now(void* storage, std::size_t bytes, const Key* keys, Key* sorted_keys,
-                                const Value* values, Value* sorted_values, std::size_t n, int first_bit,
-                                int last_bit) {
+                                const Value* values, Value* sorted_values, std::size_t n, int first_bit, int last_bit) {
         const cuda_emulation::access open;
         std::memset(storage, 0xff, bytes);
         const int width = last_bit - first_bit;
