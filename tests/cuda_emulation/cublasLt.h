@@ -147,7 +147,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t what
                                      cublasLtMatrixLayout_t a, const void* B, cublasLtMatrixLayout_t b,
                                      const void* beta, const void* C, cublasLtMatrixLayout_t c, void* D,
                                      cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* algo, void* workspace,
-                                     std::size_t workspace_bytes, cudaStream_t) {
+                                     std::size_t workspace_bytes, cudaStream_t stream) {
     using cuda_emulation::fail;
     const auto same = [](const auto& x, const auto& y) { return std::memcmp(&x, &y, sizeof(x)) == 0; };
     if (algo == nullptr || !same(algo->what, *what) || algo->a.rows != a->rows || algo->b.cols != b->cols ||
@@ -168,6 +168,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t what
                 cuda_emulation::allocation_of(data))
             fail("cuBLASLt: an operand is not in device memory");
     }
+    cuda_emulation::finish(stream);
     const cuda_emulation::access open;
     if (workspace_bytes > 0) std::memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
     if (what->scale == CUDA_R_64F)
