@@ -517,7 +517,9 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 struct cudaPointerAttributes {
     int device;
 };
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) { return a->device = 0, cudaSuccess; }
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
+    return a->device = 0, cudaSuccess;
+}
 inline cudaError_t cudaDeviceSynchronize() { return cuda_emulation::run_everything(), cudaSuccess; }
 
 namespace cuda_emulation {
