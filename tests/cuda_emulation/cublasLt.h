@@ -147,7 +147,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t what
                                      cublasLtMatrixLayout_t a, const void* B, cublasLtMatrixLayout_t b,
                                      const void* beta, const void* C, cublasLtMatrixLayout_t c, void* D,
                                      cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* algo, void* workspace,
-                                     std::size_t workspace_bytes, cudaStream_t) {
+                                     std::size_t workspace_bytes, cudaStream_t stream) {
     using cuda_emulation::fail;
     const auto same = [](const auto& x, const auto& y) { return std::memcmp(&x, &y, sizeof(x)) == 0; };
     if (algo == nullptr || !same(algo->what, *what) || algo->a.rows != a->rows || algo->b.cols != b->cols ||
@@ -172,14 +172,13 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t what
     const auto factor = [&](const void* p) {
         return doubles ? *static_cast<const double*>(p) : double{*static_cast<const float*>(p)};
     };
-    cuda_emulation::submit([=, by = *algo, alpha = factor(alpha), beta = factor(beta)] {
+    cuda_emulation::give(stream, [=, by = *algo, alpha = factor(alpha), beta = factor(beta)] {
         const cuda_emulation::access open;
         if (workspace_bytes > 0) std::memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
         if (doubles) cuda_emulation::multiply(by, alpha, A, B, beta, static_cast<double*>(D));
         else
             cuda_emulation::multiply(by, static_cast<float>(alpha), A, B, static_cast<float>(beta),
                                      static_cast<float*>(D));
-        return cudaSuccess;
     });
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -10,7 +10,10 @@
 // and a device pointer mixed up in a copy; launches with too many threads or too much shared memory. What it finds as a
 // crash: reads and writes past the end of an allocation or of a block's dynamic shared memory, freed memory, and host
 // code that touches device memory, which is accessible only while something runs on the device. Uninitialised memory
-// shows as NaN: memory of pools and, for each block, dynamic shared memory are filled with 0xff bytes.
+// shows as NaN: memory of pools, page-locked memory of the host and, for each block, dynamic shared memory are filled
+// with 0xff bytes. A stream does nothing of what it is given (a copy of page-locked memory included) until it must: at a
+// synchronisation, or at an event that somebody waits for. So where a wait between streams, or between a stream and the
+// host, is missing, one reads what the other has not written yet.
 // What it does not find: races (of a missing barrier only what shows in the two orders of threads), kernels that are
 // handed a host pointer, misaligned loads, asynchronous errors, and all that concerns speed.
 
@@ -20,8 +23,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
+#include <memory>
+#include <set>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -163,21 +169,6 @@ inline const allocation* allocation_of(const void* p) {
     const auto& [data, a] = *--next;
     return static_cast<const char*>(p) < static_cast<const char*>(data) + (a.bytes == 0 ? 1 : a.bytes) ? &a : nullptr;
 }
-
-// Graphs --------------------------------------------------------------------------------------------------------------
-
-// While a stream is captured, what it is given is kept and not done.
-using graph = std::vector<std::function<cudaError_t()>>;
-inline graph* captured = nullptr;
-
-template <class Work>
-cudaError_t submit(Work work) {
-    if (captured == nullptr) return work();
-    captured->push_back(std::move(work));
-    return cudaSuccess;
-}
-// Of what may not be asked for while a stream is captured.
-inline cudaError_t unless_captured() { return captured == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported; }
 
 // Threads -------------------------------------------------------------------------------------------------------------
 
@@ -343,15 +334,16 @@ inline void run_block(unsigned count, bool backwards) {
 
 inline constexpr std::size_t most_shared = std::size_t{227} << 10, shared_without_asking = std::size_t{48} << 10;
 
-inline cudaError_t run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const void* kernel,
-                            void (*body)(const void*), const void* kernel_call) {
-    machine& m = gpu();
-    const auto limit = m.shared_limits.find(kernel);
-    if (grid.x == 0 || grid.y == 0 || grid.z != 1 || grid.x > 0x7fffffffu || grid.y > 65535 || block.x == 0 ||
-        block.x > most_threads || block.y != 1 || block.z != 1 ||
-        shared_bytes > (limit == m.shared_limits.end() ? shared_without_asking : limit->second))
-        return cudaErrorInvalidConfiguration;
+inline bool can_run(dim3 grid, dim3 block, std::size_t shared_bytes, const void* kernel) {
     if (depth_of_access > 0) fail("a kernel is started by a kernel");
+    const auto limit = gpu().shared_limits.find(kernel);
+    return grid.x > 0 && grid.y > 0 && grid.z == 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 && block.x > 0 &&
+           block.x <= most_threads && block.y == 1 && block.z == 1 &&
+           shared_bytes <= (limit == gpu().shared_limits.end() ? shared_without_asking : limit->second);
+}
+inline void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(const void*),
+                     const void* kernel_call) {
+    machine& m = gpu();
     const access open;
     if (m.shared_end == nullptr) {
         const std::size_t usable = (most_shared + page - 1) / page * page;
@@ -383,7 +375,6 @@ inline cudaError_t run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, con
         std::memset(m.shared, 0xff, static_cast<std::size_t>(m.shared_end - m.shared));
         run_block(block.x, (i + m.launches) % 2 == 0);
     }
-    return cudaSuccess;
 }
 
 // Gives `value` to the warp and returns what the lane `from` gave.
@@ -464,9 +455,48 @@ inline unsigned atomicOr(unsigned* p, unsigned x) { return std::exchange(*p, *p 
 
 // The host's side -----------------------------------------------------------------------------------------------------
 
-struct cudaStream_stub;
+namespace cuda_emulation {
+
+// What a stream was given and has not done yet.
+struct work_queue {
+    std::deque<std::function<void()>> waiting;
+    std::uint64_t given = 0, done = 0;
+
+    void give(std::function<void()> work) {
+        waiting.push_back(std::move(work));
+        ++given;
+    }
+    // Does the first `count` things of all that it was ever given.
+    void run_to(std::uint64_t count) {
+        while (done < count) {
+            const auto work = std::move(waiting.front());
+            waiting.pop_front();
+            ++done;
+            work();
+        }
+    }
+};
+inline std::set<std::shared_ptr<work_queue>> queues;
+inline void run_everything() {
+    for (const auto& q : queues) q->run_to(q->given);
+}
+
+}  // namespace cuda_emulation
+
+// What a stream was given while it was captured.
+struct cudaGraph_stub {
+    std::vector<std::function<void()>> work;
+};
+using cudaGraph_t = cudaGraph_stub*;
+struct cudaStream_stub {
+    std::shared_ptr<cuda_emulation::work_queue> queue;
+    cudaGraph_t capture = nullptr;
+};
 using cudaStream_t = cudaStream_stub*;
-struct cudaEvent_stub;
+struct cudaEvent_stub {
+    std::shared_ptr<cuda_emulation::work_queue> queue;  // of the stream it was recorded on
+    std::uint64_t given = 0;                            // what was given to it before
+};
 using cudaEvent_t = cudaEvent_stub*;
 struct cudaMemPool_stub;
 using cudaMemPool_t = cudaMemPool_stub*;
@@ -498,50 +528,82 @@ struct cudaPointerAttributes {
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
     return a->device = 0, cudaSuccess;
 }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return cuda_emulation::run_everything(), cudaSuccess; }
+
+namespace cuda_emulation {
+
+// The null stream does at once what it is given.
+template <class Work>
+void give(cudaStream_t s, Work&& work) {
+    if (s == nullptr) work();
+    else if (s->capture != nullptr) s->capture->work.emplace_back(std::forward<Work>(work));
+    else s->queue->give(std::forward<Work>(work));
+}
+inline cudaError_t finish(cudaStream_t s) {
+    if (s != nullptr && s->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
+    if (s != nullptr) s->queue->run_to(s->queue->given);
+    return cudaSuccess;
+}
+
+}  // namespace cuda_emulation
 
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
-    static char one;
-    return *s = reinterpret_cast<cudaStream_t>(&one), cudaSuccess;
+    *s = new cudaStream_stub{std::make_shared<cuda_emulation::work_queue>(), nullptr};
+    return cuda_emulation::queues.insert((*s)->queue), cudaSuccess;
 }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_emulation::unless_captured(); }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    cuda_emulation::finish(s);
+    cuda_emulation::queues.erase(s->queue);
+    return delete s, cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return cuda_emulation::finish(s); }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = new cudaEvent_stub, cudaSuccess; }
+inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = nullptr) {
+    *e = s == nullptr ? cudaEvent_stub{} : cudaEvent_stub{s->queue, s->queue->given};
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (e->queue != nullptr) e->queue->run_to(e->given);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
+    cuda_emulation::give(s, [at = *e]() mutable { cudaEventSynchronize(&at); });
+    return cudaSuccess;
+}
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 0, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 
-using cudaGraph_t = cuda_emulation::graph*;
-struct cudaGraphExec_stub {
-    cuda_emulation::graph work;
-};
-using cudaGraphExec_t = cudaGraphExec_stub*;
 enum cudaStreamCaptureMode {
     cudaStreamCaptureModeGlobal,
     cudaStreamCaptureModeThreadLocal,
     cudaStreamCaptureModeRelaxed
 };
-inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-    if (cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
-    cuda_emulation::captured = new cuda_emulation::graph;
-    return cudaSuccess;
+namespace cuda_emulation {
+inline int captures = 0;
 }
-inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
-    *graph = std::exchange(cuda_emulation::captured, nullptr);
-    return *graph == nullptr ? cudaErrorInvalidValue : cudaSuccess;
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    if (s == nullptr || s->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
+    ++cuda_emulation::captures;
+    return s->capture = new cudaGraph_stub, cudaSuccess;
 }
+inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
+    if (s->capture == nullptr) return cudaErrorInvalidValue;
+    --cuda_emulation::captures;
+    return *graph = std::exchange(s->capture, nullptr), cudaSuccess;
+}
+using cudaGraphExec_t = cudaGraph_t;
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long = 0) {
-    return *exec = new cudaGraphExec_stub{*graph}, cudaSuccess;
+    return *exec = new cudaGraph_stub(*graph), cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-    for (const auto& work : exec->work)
-        if (const cudaError_t status = work(); status != cudaSuccess) return status;
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    cuda_emulation::run_everything();
+    return cudaGraphDestroy(exec);
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+    for (const auto& work : exec->work) cuda_emulation::give(s, work);
     return cudaSuccess;
 }
 
@@ -571,17 +633,40 @@ cudaError_t cudaMalloc(T** p, std::size_t bytes) {
     return cudaMalloc(reinterpret_cast<void**>(p), bytes);
 }
 inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t, cudaStream_t) {
-    if (cuda_emulation::captured != nullptr) return cudaErrorStreamCaptureUnsupported;
+    if (cuda_emulation::captures > 0) return cudaErrorStreamCaptureUnsupported;
     *p = cuda_emulation::allocate(bytes, true);
     return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
-inline cudaError_t cudaFree(void* p) { return cuda_emulation::release(p), cudaSuccess; }
+inline cudaError_t cudaFree(void* p) {
+    cuda_emulation::run_everything();
+    return cuda_emulation::release(p), cudaSuccess;
+}
 inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+
+namespace cuda_emulation {
+
+inline std::map<const char*, std::size_t> page_locked;  // memory of the host, and its bytes
+inline bool is_page_locked(const void* p) {
+    auto next = page_locked.upper_bound(static_cast<const char*>(p));
+    if (next == page_locked.begin()) return false;
+    --next;
+    return static_cast<const char*>(p) < next->first + next->second;
+}
+
+}  // namespace cuda_emulation
+
 inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
     *p = std::malloc(bytes == 0 ? 1 : bytes);
-    return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+    if (*p == nullptr) return cudaErrorMemoryAllocation;
+    std::memset(*p, 0xff, bytes);
+    cuda_emulation::page_locked[static_cast<const char*>(*p)] = bytes;
+    return cudaSuccess;
 }
-inline cudaError_t cudaFreeHost(void* p) { return std::free(p), cudaSuccess; }
+inline cudaError_t cudaFreeHost(void* p) {
+    cuda_emulation::run_everything();
+    cuda_emulation::page_locked.erase(static_cast<const char*>(p));
+    return std::free(p), cudaSuccess;
+}
 
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -590,7 +675,7 @@ enum cudaMemcpyKind {
     cudaMemcpyDeviceToDevice,
     cudaMemcpyDefault
 };
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
     if (bytes == 0) return cudaSuccess;
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice,
                from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
@@ -598,25 +683,26 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
         cuda_emulation::fail("a copy to the %s gets an address of the other", to_device ? "device" : "host");
     if (kind != cudaMemcpyDefault && from_device != (cuda_emulation::allocation_of(from) != nullptr))
         cuda_emulation::fail("a copy from the %s gets an address of the other", from_device ? "device" : "host");
-    if (kind != cudaMemcpyDeviceToDevice && cuda_emulation::captured != nullptr)
-        return cudaErrorStreamCaptureUnsupported;
-    return cuda_emulation::submit([=] {
+    cuda_emulation::give(s, [=] {
         const cuda_emulation::access open;
         std::memmove(to, from, bytes);
-        return cudaSuccess;
     });
+    const auto returns_before = [](const void* p) {
+        return cuda_emulation::allocation_of(p) != nullptr || cuda_emulation::is_page_locked(p);
+    };
+    return returns_before(to) && returns_before(from) ? cudaSuccess : cuda_emulation::finish(s);
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
     return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t s) {
     if (bytes == 0) return cudaSuccess;
     if (cuda_emulation::allocation_of(p) == nullptr) cuda_emulation::fail("cudaMemsetAsync of host memory");
-    return cuda_emulation::submit([=] {
+    cuda_emulation::give(s, [=] {
         const cuda_emulation::access open;
         std::memset(p, value, bytes);
-        return cudaSuccess;
     });
+    return cudaSuccess;
 }
 inline cudaError_t cudaMemset(void* p, int value, std::size_t bytes) {
     return cudaMemsetAsync(p, value, bytes, nullptr);
@@ -647,11 +733,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* configuration, void (*k
                                Arguments&&... arguments) {
     static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernel parameters are copied byte by byte");
     static_assert((sizeof(Parameters) + ... + 0) <= 4096, "too many bytes of kernel parameters");
+    const auto& [grid, block, shared_bytes, stream, attributes, attribute_count] = *configuration;
+    if (!cuda_emulation::can_run(grid, block, shared_bytes, reinterpret_cast<const void*>(kernel)))
+        return cudaErrorInvalidConfiguration;
     const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
-    return cuda_emulation::submit([=, grid = *configuration] {
-        const auto call = [&] { std::apply(kernel, parameters); };
-        return cuda_emulation::run_grid(
-            grid.gridDim, grid.blockDim, grid.dynamicSmemBytes, reinterpret_cast<const void*>(kernel),
-            [](const void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+    const auto call = [kernel, parameters] { std::apply(kernel, parameters); };
+    cuda_emulation::give(stream, [call, grid = grid, block = block, shared_bytes = shared_bytes] {
+        cuda_emulation::run_grid(
+            grid, block, shared_bytes, [](const void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
     });
+    return cudaSuccess;
 }

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include <psae/cpu/staging.hpp>
 #include <psae/io/checkpoint.hpp>
 #include <psae/io/sae_file.hpp>
 #include <psae/sae/activation_stream.hpp>
@@ -174,7 +175,8 @@ public:
           device_(device),
           held_out_(held_out),
           dead_after_(training.dead_after),
-          trainer_(sae_, training, device_) {}
+          trainer_(sae_, training, device_),
+          batches_(device_) {}
     training_run(Variant sae, const training_options& training, training_run_options options, const cpu& host,
                  std::span<const float> held_out = {}) requires(on_host)
         : training_run(std::move(sae), training, std::move(options), host, host, held_out) {}
@@ -238,7 +240,8 @@ public:
     void step(rows of_stream, double waited) override {
         const auto before = std::chrono::steady_clock::now();
         const auto x = tokens_of(of_stream);
-        last_ = trainer_.step(on_device(x));
+        last_ =
+            trainer_.step(const_view<float, shape<dyn, dyn>, Backend::memory>{batches_(x.data, x.size()), x.shape()});
         auto fields = fields_of(*last_);
         if (options_.resample_every > 0 && steps_done() % options_.resample_every == 0)
             fields.emplace_back("resampled", double(resample_dead(x)));
@@ -310,16 +313,6 @@ private:
         return {input_.data(), shape<dyn, dyn>{n, d}};
     }
 
-    const_view<float, shape<dyn, dyn>, Backend::memory> on_device(rows x) {
-        if constexpr (on_host) {
-            return x;
-        } else {
-            if (batch_.size() < x.size()) batch_ = batch_memory(shape<dyn>{x.size()});
-            upload(device_, batch_.data(), x.data, x.size());
-            return {batch_.data(), x.shape()};
-        }
-    }
-
     std::vector<std::pair<std::string, double>> fields_of(const step_metrics& m) {
         std::vector<std::pair<std::string, double>> fields{{"loss", m.loss}};
         fields.insert(fields.end(), m.terms.begin(), m.terms.end());
@@ -374,11 +367,10 @@ private:
     double activation_scale_ = 1;
     std::optional<detail::step_log> metrics_log_;
     std::optional<step_metrics> last_;
-    std::vector<float> input_;  // scaled tokens of the batch
-    using batch_memory = tensor<float, shape<dyn>, Backend::memory>;
-    batch_memory batch_;  // the same on another device than the host
-    arena<> scratch_;     // of evaluation and resampling
-    double seconds_ = 0;  // of the steps of this session
+    std::vector<float> input_;               // scaled tokens of the batch
+    staged_upload<float, Backend> batches_;  // on another device copied while the step before is still computed there
+    arena<> scratch_;                        // of evaluation and resampling
+    double seconds_ = 0;                     // of the steps of this session
     std::size_t tokens_ = 0;
 };
 

@@ -13,16 +13,16 @@ struct DeviceRadixSort {
     template <class Key, class Value, class Count>
     static cudaError_t SortPairs(void* storage, std::size_t& bytes, const Key* keys, Key* sorted_keys,
                                  const Value* values, Value* sorted_values, Count count, int first_bit, int last_bit,
-                                 cudaStream_t) {
+                                 cudaStream_t stream) {
         return sort<false>(storage, bytes, keys, sorted_keys, values, sorted_values, static_cast<std::size_t>(count),
-                           first_bit, last_bit);
+                           first_bit, last_bit, stream);
     }
     template <class Key, class Value, class Count>
     static cudaError_t SortPairsDescending(void* storage, std::size_t& bytes, const Key* keys, Key* sorted_keys,
                                            const Value* values, Value* sorted_values, Count count, int first_bit,
-                                           int last_bit, cudaStream_t) {
+                                           int last_bit, cudaStream_t stream) {
         return sort<true>(storage, bytes, keys, sorted_keys, values, sorted_values, static_cast<std::size_t>(count),
-                          first_bit, last_bit);
+                          first_bit, last_bit, stream);
     }
 
 private:
@@ -39,21 +39,21 @@ private:
     }
     template <bool Descending, class Key, class Value>
     static cudaError_t sort(void* storage, std::size_t& bytes, const Key* keys, Key* sorted_keys, const Value* values,
-                            Value* sorted_values, std::size_t n, int first_bit, int last_bit) {
+                            Value* sorted_values, std::size_t n, int first_bit, int last_bit, cudaStream_t stream) {
         const std::size_t wanted = 1024 + n * (sizeof(Key) + sizeof(Value));
         if (storage == nullptr) return bytes = wanted, cudaSuccess;
         if (bytes < wanted || first_bit < 0 || last_bit > static_cast<int>(8 * sizeof(Key)) || first_bit > last_bit)
             return cudaErrorInvalidValue;
         if (n > 0 && (keys == sorted_keys || static_cast<const void*>(values) == sorted_values))
             cuda_emulation::fail("a radix sort in place");
-        return cuda_emulation::submit([=] {
-            return sort_now<Descending>(storage, wanted, keys, sorted_keys, values, sorted_values, n, first_bit,
-                                        last_bit);
+        cuda_emulation::give(stream, [=] {
+            sort_now<Descending>(storage, wanted, keys, sorted_keys, values, sorted_values, n, first_bit, last_bit);
         });
+        return cudaSuccess;
     }
     template <bool Descending, class Key, class Value>
-    static cudaError_t sort_now(void* storage, std::size_t bytes, const Key* keys, Key* sorted_keys,
-                                const Value* values, Value* sorted_values, std::size_t n, int first_bit, int last_bit) {
+    static void sort_now(void* storage, std::size_t bytes, const Key* keys, Key* sorted_keys, const Value* values,
+                         Value* sorted_values, std::size_t n, int first_bit, int last_bit) {
         const cuda_emulation::access open;
         std::memset(storage, 0xff, bytes);
         const int width = last_bit - first_bit;
@@ -69,7 +69,6 @@ private:
             sorted_keys[i] = keys[order[i]];
             sorted_values[i] = values[order[i]];
         }
-        return cudaSuccess;
     }
 };
 

@@ -9,11 +9,11 @@ struct DeviceScan {
     // Asked without storage, says how much it wants. In place is allowed.
     template <class Input, class Output, class Count>
     static cudaError_t ExclusiveSum(void* storage, std::size_t& bytes, Input in, Output out, Count count,
-                                    cudaStream_t) {
+                                    cudaStream_t stream) {
         const std::size_t n = static_cast<std::size_t>(count), wanted = 512 + n / 64 * 8;
         if (storage == nullptr) return bytes = wanted, cudaSuccess;
         if (bytes < wanted) return cudaErrorInvalidValue;
-        return cuda_emulation::submit([=] {
+        cuda_emulation::give(stream, [=] {
             const cuda_emulation::access open;
             std::memset(storage, 0xff, wanted);
             auto sum = std::remove_cv_t<std::remove_reference_t<decltype(in[0])>>{};
@@ -22,8 +22,8 @@ struct DeviceScan {
                 out[i] = sum;
                 sum += one;
             }
-            return cudaSuccess;
         });
+        return cudaSuccess;
     }
 };
 

@@ -1,0 +1,22 @@
+#pragma once
+// Arrays of the host on their way to a backend and back, beside what it computes. Those of the CPU stay where they are.
+
+#include <cstddef>
+
+#include <psae/cpu/backend.hpp>
+
+namespace psae {
+
+// operator()(from, count): where `from` is for what the backend is given next. `from` can be overwritten on return where
+// the memory is another; what is returned is valid until the second call after it.
+template <class T, class Backend>
+class staged_upload;
+
+template <class T>
+class staged_upload<T, cpu> {
+public:
+    explicit staged_upload(const cpu&) {}
+    const T* operator()(const T* from, std::size_t) { return from; }
+};
+
+}  // namespace psae
