@@ -68,7 +68,10 @@ void compare_devices(training_options training) {
             device->begin();
             REQUIRE(device->steps_done() == 5);
         }
-        for (auto* run : {host.get(), device.get()}) run->step(as_rows(x), 0);
+        for (auto* run : {host.get(), device.get()}) {
+            run->step(as_rows(x), 0);
+            run->wait();
+        }
         const step_metrics &a = *host->last_step(), &b = *device->last_step();
         CHECK(b.loss == Approx(a.loss).epsilon(1e-4));
         CHECK(b.l0 == a.l0);
@@ -123,6 +126,7 @@ TEST_CASE("a run on the GPU that was stopped and went on writes the bytes of one
             }
             const auto x = rows_of_step(step);
             run->step(as_rows(x), 0);
+            if (step == 4) run->wait();
         }
         run->finish();
     }

@@ -182,6 +182,7 @@ struct noting_run final : psae::any_training_run {
     void resume() override {}
     void begin() override { asked += "b"; }
     void step(rows, double) override { asked += "s", ++steps; }
+    void wait() override {}
     void finish() override { asked += "f"; }
     psae::run_summary summarise(std::span<const float>) override { return {}; }
 };

@@ -135,7 +135,7 @@ public:
 
     virtual ~any_training_run() = default;
     virtual std::size_t steps_done() const = 0;
-    // Of the last step; none before the first one of this session.
+    // Of the last step that is done; none before the first one of this session.
     virtual const std::optional<step_metrics>& last_step() const = 0;
     virtual bool has_checkpoint() const = 0;
 
@@ -151,8 +151,10 @@ public:
     // Before the first step: makes the directory; of a run that starts anew, what an earlier one left in it goes.
     virtual void begin() = 0;
     // A step on rows of the stream, its line of metrics, and a checkpoint where one is due. `waited`: seconds the rows took.
-    // psae::error if the loss is no longer finite or a file cannot be written; the last checkpoint then stands.
+    // psae::error if the loss is no longer finite or a file cannot be written; the last checkpoint then stands. Another
+    // device may be at it still on return, and then the next step, wait() or finish() sees to the rest.
     virtual void step(rows of_stream, double waited) = 0;
+    virtual void wait() = 0;
     // Writes the checkpoint and the SAE.
     virtual void finish() = 0;
 
@@ -183,7 +185,7 @@ public:
     training_run(const training_run&) = delete;
     training_run& operator=(const training_run&) = delete;
 
-    std::size_t steps_done() const override { return trainer_.steps_done(); }
+    std::size_t steps_done() const override { return trainer_.steps_done() + (at_work_ ? 1 : 0); }
     const std::optional<step_metrics>& last_step() const override { return last_; }
     std::filesystem::path checkpoint_path() const { return options_.directory / "checkpoint" / "state.safetensors"; }
     bool has_checkpoint() const override { return std::filesystem::exists(checkpoint_path()); }
@@ -238,22 +240,34 @@ public:
     }
 
     void step(rows of_stream, double waited) override {
-        const auto before = std::chrono::steady_clock::now();
+        const auto before = clock::now();
         const auto x = tokens_of(of_stream);
-        last_ =
-            trainer_.step(const_view<float, shape<dyn, dyn>, Backend::memory>{batches_(x.data, x.size()), x.shape()});
+        const device_rows tokens{batches_(x.data, x.size()), x.shape()};  // while the step before is computed
+        const double staging = seconds_since(before);
+        wait();
+        const auto start = clock::now();
+        trainer_.start(tokens, tokens);
+        at_work_ = step_at_work{tokens, waited, staging + seconds_since(start)};
+        if (on_host) wait();
+    }
+    void wait() override {
+        if (!at_work_) return;
+        const step_at_work step = *std::exchange(at_work_, std::nullopt);
+        const auto before = clock::now();
+        last_ = trainer_.finish();
         auto fields = fields_of(*last_);
         if (options_.resample_every > 0 && steps_done() % options_.resample_every == 0)
-            fields.emplace_back("resampled", double(resample_dead(x)));
-        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
+            fields.emplace_back("resampled", double(resample_dead(step.tokens)));
+        const double seconds = step.seconds + seconds_since(before);
         seconds_ += seconds;
-        tokens_ += x.rows();
-        fields.emplace_back("tokens_per_s", double(x.rows()) / (waited + seconds));
+        tokens_ += step.tokens.rows();
+        fields.emplace_back("tokens_per_s", double(step.tokens.rows()) / (step.waited + seconds));
         metrics_log_->add(steps_done(), fields);
         if (options_.checkpoint_every > 0 && steps_done() % options_.checkpoint_every == 0) write_checkpoint();
     }
 
     void finish() override {
+        wait();
         trainer_.read_parameters();
         if (options_.checkpoint_every == 0 || steps_done() % options_.checkpoint_every != 0) write_checkpoint();
         write_sae(options_.directory, trained(), options_.model, options_.layer);
@@ -266,6 +280,15 @@ public:
     }
 
 private:
+    using clock = std::chrono::steady_clock;
+    static double seconds_since(clock::time_point t) { return std::chrono::duration<double>(clock::now() - t).count(); }
+
+    using device_rows = const_view<float, shape<dyn, dyn>, Backend::memory>;
+    struct step_at_work {
+        device_rows tokens;
+        double waited, seconds;  // for the rows, and of the host's work so far
+    };
+
     // The SAE as it works on tokens of the stream.
     sae_view trained() const {
         sae_view sae(sae_);
@@ -330,7 +353,10 @@ private:
 
     // Gives dead latents the directions of the rows of the batch that are explained worst (as far as there are enough
     // of them). Returns how many.
-    std::size_t resample_dead(rows x) {
+    std::size_t resample_dead(device_rows tokens) {
+        std::vector<float> here(on_host ? 0 : tokens.size());
+        if constexpr (!on_host) download(device_, here.data(), tokens.data, here.size());
+        const rows x{on_host ? tokens.data : here.data(), tokens.shape()};
         std::vector<std::uint32_t> dead;
         const auto since = trainer_.since_fired();
         for (std::size_t f = 0; f < since.size(); ++f)
@@ -367,6 +393,7 @@ private:
     double activation_scale_ = 1;
     std::optional<detail::step_log> metrics_log_;
     std::optional<step_metrics> last_;
+    std::optional<step_at_work> at_work_;
     std::vector<float> input_;               // scaled tokens of the batch
     staged_upload<float, Backend> batches_;  // on another device copied while the step before is still computed there
     arena<> scratch_;                        // of evaluation and resampling

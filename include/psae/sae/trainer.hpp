@@ -73,8 +73,8 @@ public:
 
     // One step on tokens [n, d_in] and, if not null, their weights [n]: memory of the device. Throws psae::error if the
     // loss is not finite; no more than the length of decoder rows has changed then. The metrics are overwritten by the
-    // next step. On another device the host waits once, at the end; the first step, and one whose codes took more room than
-    // those before, wait for that room too.
+    // next step. On another device the host waits once, at the end; the first step, and one whose codes took more room
+    // than those before, wait for that room too.
     template <class Shape>
     const step_metrics& step(view<const T, Shape, memory> tokens, const float* token_weights = nullptr) {
         return step(tokens, tokens, token_weights);
@@ -83,6 +83,15 @@ public:
     template <class Shape, class TargetShape>
     const step_metrics& step(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
                              const float* token_weights = nullptr) {
+        start(tokens, targets, token_weights);
+        return finish();
+    }
+
+    // The same in two parts. Between them another device is at work, and its tokens must stay as they are; nothing but
+    // finish() may be asked of the trainer.
+    template <class Shape, class TargetShape>
+    void start(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
+               const float* token_weights = nullptr) {
         make_current(device_);
         const auto standing_in = copies_.stand_in();
         staged_.clear();
@@ -99,7 +108,22 @@ public:
         report_.dead_fraction = static_cast<double>(*dead_count_) / static_cast<double>(sae_.latents());
         report_.lr = learning_rate(options_.lr, options_.schedule, step_, options_.warmup_steps, options_.steps);
         fill(device_, &state_.data()->update, 1, adam_update<T>(options_.optimiser.at(report_.lr, step_ + 1)));
-        while (!attempt(tokens, targets, token_weights)) known_encoders_ = 0;
+        batch_ = {tokens.data, targets.data, token_weights, tokens.rows(), tokens.cols(), targets.cols()};
+        give_work_ = &trainer::give_work<Shape, TargetShape>;
+        (this->*give_work_)();
+    }
+    const step_metrics& finish() {
+        device_state end = read(device_, state_.data());
+        learn_room(end.needed);
+        if (end.outcome.too_small != 0) {  // nothing has changed: once more, and wait for the room
+            const auto standing_in = copies_.stand_in();
+            known_encoders_ = 0;
+            (this->*give_work_)();
+            end = read(device_, state_.data());
+            learn_room(end.needed);
+        }
+        tell(end.outcome);
+        dead_count_ = end.dead;
         ++step_;
         return report_;
     }
@@ -193,10 +217,19 @@ private:
                   options_.dead_after);
     }
 
-    // The step, from the loss on. False, and nothing has changed, if an encoder had too little room.
+    struct batch {
+        const T *tokens, *targets;
+        const float* token_weights;
+        std::size_t rows, columns, target_columns;
+    };
+
+    // The step on the batch, from the loss on.
     template <class Shape, class TargetShape>
-    bool attempt(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
-                 const float* token_weights) {
+    void give_work() {
+        const std::size_t extents[2] = {batch_.rows, batch_.columns},
+                          target_extents[2] = {batch_.rows, batch_.target_columns};
+        const view<const T, Shape, memory> tokens{batch_.tokens, Shape::from_extents(extents)};
+        const view<const T, TargetShape, memory> targets{batch_.targets, TargetShape::from_extents(target_extents)};
         scratch_.reset();
         records_.reset();
         tape<Backend> t(device_, scratch_, records_, mode::train);
@@ -212,13 +245,18 @@ private:
             on_host ? *dead_count_ : std::min(std::bit_ceil(*dead_count_), std::size_t{sae_.latents()});
         const training_state now{{dead_.data(), &state_.data()->dead, room},
                                  *dead_count_ > 0,
-                                 token_weights,
+                                 batch_.token_weights,
                                  step_,
                                  options_.steps,
                                  random_stream(options_.seed, std::uint64_t{step_} << 24)};
         const auto loss = evaluate(loss_of(t.input(tokens), t.input(targets), now));
+        report_.terms.clear();  // keeps its memory
+        t.template each_term<T>([&](const char* name, const T*) { report_.terms.emplace_back(name, 0); });
+        has_codes_ = t.main_codes != nullptr;
+        has_reconstruction_ = has_codes_ && t.reconstruction != nullptr;
+        encoders_ = t.encoders();
         if constexpr (!on_host) {
-            t.forecasts = t.encoders() <= known_encoders_ ? forecasts_ : nullptr;
+            t.forecasts = encoders_ <= known_encoders_ ? forecasts_ : nullptr;
             t.needed = state_.data()->needed;
             t.too_small = &state_.data()->outcome.too_small;
         }
@@ -226,15 +264,7 @@ private:
         if (!on_host && t.forecasts == nullptr) sweeps();  // which wait
         else
             work_.run(
-                device_, [&](work_key& key) { add_key(key, t); }, sweeps);
-
-        device_state end;
-        download(device_, &end, state_.data(), 1);
-        if constexpr (!on_host) learn_room(t.encoders(), tokens.rows(), end.needed);
-        if (end.outcome.too_small != 0) return false;
-        tell(t, tokens.rows(), end.outcome);
-        dead_count_ = end.dead;
-        return true;
+                device_, [&](work_key& key) { add_key(key); }, sweeps);
     }
 
     // All that the device does in one go.
@@ -254,15 +284,14 @@ private:
             count_activity(device_, since_fired_.data(), activation_count_.data(), fired, sae_.latents(), &outcome->go);
             count_all_active(device_, &outcome->active, fired, sae_.latents());
         }
-        if (z != nullptr && t.reconstruction != nullptr)
-            measure_variance(targets, static_cast<const T*>(t.reconstruction), outcome);
+        if (has_reconstruction_) measure_variance(targets, static_cast<const T*>(t.reconstruction), outcome);
         backward(t, loss);
         update();
         list_dead();
     }
 
     // What tells one step's work from another's: all that has been recorded, and the room that it gets.
-    void add_key(work_key& key, const tape<Backend>& t) const {
+    void add_key(work_key& key) const {
         const auto add = [&](const void* data, std::size_t bytes) {
             const auto* first = static_cast<const std::byte*>(data);
             key.insert(key.end(), first, first + bytes);
@@ -270,49 +299,46 @@ private:
         const auto add_number = [&](std::size_t number) { add(&number, sizeof(number)); };
         records_.each_used(add);
         add_number(scratch_.allocations());
-        for (std::size_t i = 0; i < t.encoders(); ++i) {
+        for (std::size_t i = 0; i < encoders_; ++i) {
             add_number(forecasts_[i].dense);
             add_number(forecasts_[i].room.candidates);
             add_number(forecasts_[i].room.entries);
         }
     }
 
-    // What the encoders of the next step can count on.
-    void learn_room(std::size_t encoders, std::size_t tokens, const selection_room* needed) {
-        known_encoders_ = std::min(encoders, tape<Backend>::max_encoders);
-        if (encoders > known_encoders_) known_encoders_ = 0;
+    // What the encoders of the next step can count on, where the host has to wait for such numbers.
+    void learn_room(const selection_room* needed) {
+        if (on_host) return;
+        known_encoders_ = encoders_ <= tape<Backend>::max_encoders ? encoders_ : 0;
         // A quarter more than was needed, and the same for as long as that is neither too little nor far too much.
         const auto adjust = [](std::size_t& room, std::size_t taken) {
             if (taken > room || room > 1024 + 4 * taken) room = 256 + taken + taken / 4;
         };
+        const std::size_t tokens = std::max<std::size_t>(batch_.rows, 1);
         for (std::size_t i = 0; i < known_encoders_; ++i) {
-            const double active = static_cast<double>(needed[i].entries);
             codes_forecast& f = forecasts_[i];
-            f.dense = active > dense_from_share(device_) * static_cast<double>(tokens * sae_.latents());
+            f.dense = static_cast<double>(needed[i].entries) >
+                      dense_from_share(device_) * static_cast<double>(tokens * sae_.latents());
             adjust(f.room.entries, needed[i].entries);
             // Tiles do not say what the token with the most active latents has.
-            adjust(f.room.candidates,
-                   std::max(needed[i].candidates, 2 * needed[i].entries / std::max<std::size_t>(tokens, 1)));
+            adjust(f.room.candidates, std::max(needed[i].candidates, 2 * needed[i].entries / tokens));
         }
     }
 
     // The metrics of a step that is done; psae::error if its loss is not finite.
-    void tell(const tape<Backend>& t, std::size_t tokens, const step_outcome& outcome) {
+    void tell(const step_outcome& outcome) {
         report_.loss = outcome.loss_numbers[0];
-        report_.terms.clear();  // keeps its memory
-        t.template each_term<T>([&](const char* name, const T*) {
-            report_.terms.emplace_back(name, outcome.loss_numbers[1 + report_.terms.size()]);
-        });
+        for (std::size_t i = 0; i < report_.terms.size(); ++i) report_.terms[i].second = outcome.loss_numbers[1 + i];
         if (outcome.go == 0)
             throw error("the loss is not finite", "training step " + std::to_string(step_), "",
                         "look for NaN or rows of zeros in the activations, or lower the learning rate");
         report_.l0 = report_.explained_variance = 0;
-        if (t.main_codes == nullptr) return;
-        const step_codes codes{tokens, outcome.active, outcome.least_rank};
-        report_.l0 = tokens == 0 ? 0 : static_cast<double>(codes.active) / static_cast<double>(tokens);
-        counted_tokens_ += tokens;
+        if (!has_codes_) return;
+        const step_codes codes{batch_.rows, outcome.active, outcome.least_rank};
+        if (batch_.rows > 0) report_.l0 = static_cast<double>(codes.active) / static_cast<double>(batch_.rows);
+        counted_tokens_ += batch_.rows;
         if constexpr (requires { sae_.after_step(codes); }) sae_.after_step(codes);
-        if (t.reconstruction != nullptr && outcome.variance > 0)
+        if (has_reconstruction_ && outcome.variance > 0)
             report_.explained_variance = 1 - outcome.residual / outcome.variance;
     }
 
@@ -391,6 +417,10 @@ private:
     arena<memory> scratch_;
     arena<> records_;
     step_metrics report_;
+    batch batch_{};                           // of the step at hand
+    void (trainer::*give_work_)() = nullptr;  // gives it to the device
+    bool has_codes_ = false, has_reconstruction_ = false;
+    std::size_t encoders_ = 0;
     std::vector<array<T>> first_moments_, second_moments_;
     array<std::uint32_t> since_fired_, dead_;
     array<std::uint64_t> activation_count_;
