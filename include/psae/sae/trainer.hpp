@@ -101,7 +101,7 @@ public:
         t.form = options_.codes;
         t.codes_memory = options_.codes_memory;
         const row_taker<T> taker{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
-                                    T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
+                                    const T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
                                  this};
         const gradients_released guard{sae_};
         sae_.each_parameter([&](const char*, auto& p) {
@@ -265,11 +265,9 @@ private:
     }
 
     // Rows that are complete in the middle of the backward sweep.
-    void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows) {
+    void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, const T* rows) {
         each_waiting([&](std::size_t which, auto& p) {
-            const auto* nothing = static_cast<const parameter_gradient<T>*>(nullptr);
-            if (p.gradient == &of)
-                update_rows(device_, scratch_, static_cast<const T*>(rows), first, count, nothing, update_of(which, p));
+            if (p.gradient == &of) update_rows(device_, scratch_, rows, first, count, of, update_of(which, p));
         });
     }
 
