@@ -224,7 +224,7 @@ TEMPLATE_TEST_CASE("update_rows on the GPU of a dense gradient alone", "", float
     }
 }
 
-TEMPLATE_TEST_CASE("update_rows on the GPU of rows in memory", "", float, double) {
+TEMPLATE_TEST_CASE("update_rows on the GPU of some rows, in memory in part or not", "", float, double) {
     using T = TestType;
     cpu host(1);
     psae::cuda device;
@@ -232,16 +232,20 @@ TEMPLATE_TEST_CASE("update_rows on the GPU of rows in memory", "", float, double
     spoilt_arena scratch_there(device);
     const std::size_t rows = 40, first = 7, count = 18;
     for (const std::size_t cols : {1, 6, 96})
-        for (const bool projected : {false, true}) {
-            INFO(cols << (projected ? ", projected" : ""));
-            random_stream random(cols);
-            const twin<T> given(device, count * cols, [&](std::size_t) { return static_cast<T>(random.normal()); });
-            twin_parameter<T> p(device, rows, cols, random);
-            update_rows(host, scratch, given.on(space::host), first, count, p.update(space::host, projected));
-            update_rows(device, scratch_there, given.on(space::device), first, count,
-                        p.update(space::device, projected));
-            CHECK(p.difference(device) < tolerance<T>);
-        }
+        for (const bool projected : {false, true})
+            for (const bool in_memory : {false, true}) {
+                INFO(cols << (projected ? ", projected" : "") << (in_memory ? ", in memory" : ""));
+                random_stream random(cols);
+                const twin_gradient<T> g(device, rows, cols, true, random);
+                const twin<T> given(device, count * cols, [&](std::size_t) { return static_cast<T>(random.normal()); });
+                twin_parameter<T> p(device, rows, cols, random);
+                const auto rows_on = [&](space s) { return in_memory ? given.on(s) : static_cast<const T*>(nullptr); };
+                update_rows(host, scratch, rows_on(space::host), first, count, g.on(space::host),
+                            p.update(space::host, projected));
+                update_rows(device, scratch_there, rows_on(space::device), first, count, g.on(space::device),
+                            p.update(space::device, projected));
+                CHECK(p.difference(device) < tolerance<T>);
+            }
 }
 
 TEST_CASE("update_rows on the GPU changes nothing where it is not to go") {

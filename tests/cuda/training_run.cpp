@@ -6,6 +6,7 @@
 
 #include <psae/io/training_run.hpp>
 #include <psae/sae/batch_topk.hpp>
+#include <psae/sae/matryoshka.hpp>
 #include <psae/sae/patchsae.hpp>
 #include <psae/sae/topk.hpp>
 
@@ -106,6 +107,17 @@ TEST_CASE("a run of PatchSAE on the GPU is that of the CPU: entries, tiles, clip
 TEST_CASE("a run of TopK and BatchTopK on the GPU is that of the CPU") {
     compare_devices<topk<>>({});
     compare_devices<batch_topk<>>({});
+}
+
+TEST_CASE("a run of Matryoshka on the GPU is that of the CPU, with its gradients taken by prefixes and kept") {
+    struct nested : matryoshka<batch_topk<>> {
+        nested(std::size_t inputs, std::size_t latents) : matryoshka(inputs, latents) {
+            k = 6;
+            prefixes = {3, 10, 25};
+        }
+    };
+    compare_devices<nested>({});
+    compare_devices<nested>({.clip_grad_norm = 0.05});
 }
 
 TEST_CASE("a run on the GPU that was stopped and went on writes the bytes of one that was not") {

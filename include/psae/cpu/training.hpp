@@ -102,12 +102,15 @@ void update_rows(cpu& device, arena<>& scratch, const parameter_gradient<T>& g, 
                              [&](std::size_t r, T* row) { gradient_row(g, r, u.cols, row); });
 }
 
-// The same on the rows first .. first + count, whose gradients are `rows`, [count, cols].
+// The same on the rows first .. first + count alone, whose gradients are what g says of them and, unless it is null,
+// `rows`, [count, cols].
 template <class T>
 void update_rows(cpu& device, arena<>& scratch, const T* rows, std::size_t first, std::size_t count,
-                 const row_update<T>& u) {
+                 const parameter_gradient<T>& g, const row_update<T>& u) {
     detail::update_made_rows(device, scratch, first, count, u, [&](std::size_t r, T* row) {
-        std::copy_n(rows + (r - first) * u.cols, u.cols, row);
+        if (rows == nullptr) std::fill_n(row, u.cols, T(0));
+        else std::copy_n(rows + (r - first) * u.cols, u.cols, row);
+        add_gradient_row(g, r, u.cols, row);
     });
 }
 

@@ -272,11 +272,12 @@ void update_rows(cuda& device, arena<space::device>&, const parameter_gradient<T
     detail::update_made_rows(device, detail::row_source<T>{nullptr, 0, u.rows, detail::flatten(g)}, u);
 }
 
-// The same on the rows first .. first + count, whose gradients are `rows`, [count, cols].
+// The same on the rows first .. first + count alone, whose gradients are what g says of them and, unless it is null,
+// `rows`, [count, cols].
 template <class T>
 void update_rows(cuda& device, arena<space::device>&, const T* rows, std::size_t first, std::size_t count,
-                 const row_update<T>& u) {
-    detail::update_made_rows(device, detail::row_source<T>{rows, first, count, {}}, u);
+                 const parameter_gradient<T>& g, const row_update<T>& u) {
+    detail::update_made_rows(device, detail::row_source<T>{rows, first, count, detail::flatten(g)}, u);
 }
 
 // *squares += the squares of a parameter's gradient, projected where its update is.

@@ -10,8 +10,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include <psae/core/arena.hpp>
 #include <psae/expr/functors.hpp>
@@ -53,11 +55,12 @@ struct row_multiples {
 template <class T>
 struct parameter_gradient;
 
-// Takes complete rows first .. first + count of a gradient, [count, d], as soon as they are known, so that an optimiser
-// can use them (and change the parameter's rows) while they are in cache.
+// Takes the rows first .. first + count of a gradient as soon as they are complete, so that an optimiser can use them
+// (and change the parameter's rows) while what they are made of is in memory: the parts of the gradient and, unless it
+// is null, `rows`, [count, d].
 template <class T>
 struct row_taker {
-    void (*take)(void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows);
+    void (*take)(void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count, const T* rows);
     void* self;
 };
 
@@ -80,12 +83,19 @@ enum class codes_form { by_density, entries, tiles };
 // The places an encoder has chosen: what its codes, and others made from them, have in common.
 template <class T>
 struct codes_support {
-    bool dense = false;                           // known once the encoder has run
-    bool entries_needed = false;                  // by something that cannot take codes chunk by chunk
-    std::size_t stage = 0;                        // the number of the encoder among all stages of its tape, from 1
-    std::size_t encoder = 0;                      // and among the encoders, from 0
-    std::size_t tile_latents = 0;                 // of every tile but the last
-    parameter_gradient<T>* with_chunk = nullptr;  // parameters that get gradient rows from the tile at hand
+    bool dense = false;                              // known once the encoder has run
+    bool entries_needed = false;                     // by something that cannot take codes chunk by chunk
+    std::size_t stage = 0;                           // the number of the encoder among all stages of its tape, from 1
+    std::size_t encoder = 0;                         // and among the encoders, from 0
+    std::size_t tile_latents = 0;                    // of every tile but the last
+    const parameter_gradient<T>* weights = nullptr;  // the gradient of the encoder's
+    parameter_gradient<T>* with_chunk = nullptr;     // parameters that get gradient rows from the tile at hand
+};
+
+// What an encoder can count on from the steps before, so that it need not wait for the device to learn it.
+struct codes_forecast {
+    bool dense = false;
+    selection_room room;
 };
 
 // What an encoder can count on from the steps before, so that it need not wait for the device to learn it.
@@ -293,11 +303,18 @@ public:
 
     Backend& device() { return device_; }
     psae::arena<memory>& arena() { return arena_; }
-    // A record of the host that lives as long as what the tape keeps.
+    // A record of the host, or several, that live as long as what the tape keeps.
     template <class Record>
     Record* make(const Record& record) {
         static_assert(std::is_trivially_destructible_v<Record>, "psae: what a tape keeps lives in the arena");
         return new (records_.template allocate<Record>(1)) Record(record);
+    }
+    template <class Record>
+    const Record* make_array(const std::vector<Record>& records) {
+        static_assert(std::is_trivially_destructible_v<Record>, "psae: what a tape keeps lives in the arena");
+        Record* copies = records_.template allocate<Record>(records.size());
+        std::uninitialized_copy(records.begin(), records.end(), copies);
+        return copies;
     }
     bool training() const { return mode_ == mode::train; }
 

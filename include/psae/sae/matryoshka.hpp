@@ -6,6 +6,7 @@
 
 #include <psae/sae/batch_topk.hpp>
 #include <psae/sae/topk.hpp>
+#include <psae/stage/decode_prefixes.hpp>
 
 namespace psae {
 
@@ -29,18 +30,10 @@ struct matryoshka : Base {
         auto z = this->codes(x);
         const std::vector<std::size_t> widths = ends(now.random);
         const T share = form == topk_form::saelens ? T(1) : T(1) / static_cast<T>(widths.size() * widths.size());
-        auto x_hat = decode(z, this->W_dec, this->b_dec, {0, widths[0]});
-        auto error = evaluate(squared_error(x_hat, x));
-        auto inner = zero_like(x);
-        for (std::size_t i = 1; i < widths.size(); ++i) {
-            inner = evaluate(inner + error);
-            x_hat = decode(z, this->W_dec, x_hat, {widths[i - 1], widths[i]});
-            error = evaluate(squared_error(x_hat, x));
-        }
-        auto mse = term("mse", share * error);
-        auto prefix_errors = term("inner", share * inner);
-        auto all = reconstruction(x_hat);
-        return mse + prefix_errors + this->dead_latents.loss(*this, x, all, square(all - x), z, now);
+        auto [x_hat, inner_errors] = decode_prefixes(z, this->W_dec, this->b_dec, x, widths);
+        auto mse = term("mse", share * squared_error(x_hat, x));
+        auto inner = term("inner", share * mean_over_tokens(inner_errors));
+        return mse + inner + this->dead_latents.loss(*this, x, x_hat, square(x_hat - x), z, now);
     }
 
 private:

@@ -386,10 +386,9 @@ private:
     }
 
     // Rows that are complete in the middle of the backward sweep.
-    void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, T* rows) {
+    void take_rows(const parameter_gradient<T>& of, std::size_t first, std::size_t count, const T* rows) {
         each_waiting([&](std::size_t which, auto& p) {
-            if (p.gradient == &of)
-                update_rows(device_, scratch_, static_cast<const T*>(rows), first, count, update_of(which, p));
+            if (p.gradient == &of) update_rows(device_, scratch_, rows, first, count, of, update_of(which, p));
         });
     }
 
@@ -430,7 +429,7 @@ private:
     std::size_t known_encoders_ = 0;  // how many of them say something
     repeated_work<Backend> work_;
     const row_taker<T> taker_{[](void* self, const parameter_gradient<T>& of, std::size_t first, std::size_t count,
-                                 T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
+                                 const T* rows) { static_cast<trainer*>(self)->take_rows(of, first, count, rows); },
                               this};
     std::vector<std::vector<std::byte>> staged_;  // another device's arrays, for each_state
     std::uint64_t counted_tokens_ = 0;

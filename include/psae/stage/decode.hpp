@@ -71,25 +71,32 @@ private:
     }
 };
 
-template <class T, class Tape, class W, class B>
-auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& bias, latent_range range = {}) {
-    if (!range.is_everything()) z.codes->support->entries_needed = true;
+// Memory for what codes decode to, [n, d]: what metrics speak of, if it is decoded first.
+template <class T, class Tape, class W>
+auto decoded(const codes_variable<T, Tape>& z, const W& weights) {
     if (weights.rows() != z.latents)
         throw error("shapes do not fit", "decode",
                     "codes over " + std::to_string(z.latents) + " latents, W_dec " + to_string(weights.shape()));
-    std::size_t latest = 0;
-    if constexpr (!std::is_same_v<B, no_bias>) {
-        latest = latest_stage(bias);
-        if (bias.size() != weights.cols() && bias.size() != z.tokens * weights.cols())
-            throw error("shapes do not fit", "decode",
-                        "W_dec " + to_string(weights.shape()) + ", b_dec " + to_string(bias.shape()));
-    }
     using out_shape = shape<dyn, W::shape_type::static_cols>;
     const std::size_t extents[2] = {z.tokens, weights.cols()};
     auto out = z.owner->template result<T>(out_shape::from_extents(extents));
     if (z.owner->main_codes == nullptr) {
         z.owner->main_codes = z.codes;
         z.owner->reconstruction = out.storage;
+    }
+    return out;
+}
+
+template <class T, class Tape, class W, class B>
+auto record_decode(const codes_variable<T, Tape>& z, const W& weights, const B& bias, latent_range range = {}) {
+    if (!range.is_everything()) z.codes->support->entries_needed = true;
+    auto out = decoded(z, weights);
+    std::size_t latest = 0;
+    if constexpr (!std::is_same_v<B, no_bias>) {
+        latest = latest_stage(bias);
+        if (bias.size() != weights.cols() && bias.size() != z.tokens * weights.cols())
+            throw error("shapes do not fit", "decode",
+                        "W_dec " + to_string(weights.shape()) + ", b_dec " + to_string(bias.shape()));
     }
     z.owner->record_reader(*z.codes, latest,
                            decode_stage<codes_variable<T, Tape>, W, B, decltype(out)>{z, weights, bias, range, out});

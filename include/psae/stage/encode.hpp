@@ -214,7 +214,6 @@ private:
     void hand_on(Tape& t, parameter_gradient<T>& p, std::size_t first, std::size_t count) const {
         const std::size_t d = p.chunk_columns;
         if (completes(p)) {
-            add_gradient_rows(t.device(), p, first, count, d, p.chunk.data);
             p.taker->take(p.taker->self, p, first, count, p.chunk.data);
             return;
         }
@@ -262,6 +261,7 @@ auto encode(const X& x, const W& W_enc, const B& b_enc, const Activation& activa
     auto* support = t.make(codes_support<T>{});
     support->stage = t.next_stage();
     support->encoder = t.number_encoder();
+    support->weights = weights.adjoint;
     auto* codes = t.make(codes_record<T>{});
     codes->support = support;
     const codes_variable<T, Tape> z{&t, codes, t.make(gradient<T>{}), input.shape().rows(), weights.rows()};
