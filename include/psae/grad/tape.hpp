@@ -98,12 +98,6 @@ struct codes_forecast {
     selection_room room;
 };
 
-// What an encoder can count on from the steps before, so that it need not wait for the device to learn it.
-struct codes_forecast {
-    bool dense = false;
-    selection_room room;
-};
-
 // Codes on a tape, in either form.
 template <class T>
 struct codes_record {
