@@ -3,8 +3,8 @@
 // window around it, and a penalty on L0 itself or on a tanh of the codes.
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
-#include <limits>
 
 #include <psae/sae/inference.hpp>
 #include <psae/sae/parameters.hpp>
@@ -51,7 +51,7 @@ struct window_floor {
     bool around_z;
     template <class T>
     PSAE_FN T value(T theta) const {
-        return around_z && theta < T(width / 2) ? -std::numeric_limits<T>::infinity() : theta - T(width / 2);
+        return around_z && theta < T(width / 2) ? T(-INFINITY) : theta - T(width / 2);
     }
 };
 
