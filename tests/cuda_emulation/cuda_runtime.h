@@ -14,6 +14,8 @@
 // What it does not find: races (of a missing barrier only what shows in the two orders of threads), kernels that are
 // handed a host pointer, misaligned loads, asynchronous errors, and all that concerns speed.
 
+#include <algorithm>
+#include <chrono>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdint>
@@ -119,6 +121,7 @@ struct allocation {
     std::size_t usable, bytes;
 };
 inline std::map<const void*, allocation> allocations;
+inline std::size_t pool_bytes = 0, most_pool_bytes = 0;  // of the allocations, those from a memory pool
 inline int depth_of_access = 0;
 
 inline void allow(int protection) {
@@ -448,7 +451,9 @@ inline unsigned atomicOr(unsigned* p, unsigned x) { return std::exchange(*p, *p 
 
 struct cudaStream_stub;
 using cudaStream_t = cudaStream_stub*;
-struct cudaEvent_stub;
+struct cudaEvent_stub {
+    std::chrono::steady_clock::time_point recorded;
+};
 using cudaEvent_t = cudaEvent_stub*;
 struct cudaMemPool_stub;
 using cudaMemPool_t = cudaMemPool_stub*;
@@ -488,16 +493,25 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr) { return cudaSuccess; }
+inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = new cudaEvent_stub, cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = nullptr) {
+    return e->recorded = std::chrono::steady_clock::now(), cudaSuccess;
+}
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 0, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
+    *ms = std::chrono::duration<float, std::milli>(to->recorded - from->recorded).count();
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
 
 enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
-enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum cudaMemPoolAttr {
+    cudaMemPoolAttrReleaseThreshold = 4,
+    cudaMemPoolAttrUsedMemCurrent = 7,
+    cudaMemPoolAttrUsedMemHigh = 8
+};
 struct cudaMemLocation {
     cudaMemLocationType type;
     int id;
@@ -510,7 +524,15 @@ inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps
     static char one;
     return *pool = reinterpret_cast<cudaMemPool_t>(&one), cudaSuccess;
 }
-inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr which, void*) {
+    if (which == cudaMemPoolAttrUsedMemHigh) cuda_emulation::most_pool_bytes = cuda_emulation::pool_bytes;
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr which, void* value) {
+    *static_cast<unsigned long long*>(value) =
+        which == cudaMemPoolAttrUsedMemHigh ? cuda_emulation::most_pool_bytes : cuda_emulation::pool_bytes;
+    return cudaSuccess;
+}
 // Not spoilt: what is never touched costs nothing to open and to close.
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
     *p = cuda_emulation::allocate(bytes, false);
@@ -522,10 +544,17 @@ cudaError_t cudaMalloc(T** p, std::size_t bytes) {
 }
 inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t, cudaStream_t) {
     *p = cuda_emulation::allocate(bytes, true);
+    if (*p != nullptr) {
+        cuda_emulation::pool_bytes += bytes;
+        cuda_emulation::most_pool_bytes = std::max(cuda_emulation::most_pool_bytes, cuda_emulation::pool_bytes);
+    }
     return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 inline cudaError_t cudaFree(void* p) { return cuda_emulation::release(p), cudaSuccess; }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
+    if (const auto* a = cuda_emulation::allocation_of(p)) cuda_emulation::pool_bytes -= a->bytes;
+    return cudaFree(p);
+}
 inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
     *p = std::malloc(bytes == 0 ? 1 : bytes);
     return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
