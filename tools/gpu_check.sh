@@ -4,8 +4,8 @@
 #   tools/gpu_check.sh run [FOLDER [OUT]] runs it (a GPU and the CUDA toolkit, no package registry), the most important first:
 #                                         tests on the GPU, timings, PyTorch's beside them (if there is a PyTorch),
 #                                         compute-sanitizer on some tests; OUT default out/gpu_check, the table OUT/table.md
-# ARCHITECTURES: those of the GPU (default 90). FOLDER/programs holds the programs, the libraries that they need beside CUDA's
-# and the system's, and the commit, so that it can be taken to another machine; the golden values are this folder's.
+# ARCHITECTURES: those of the GPU (default 90-real). FOLDER/programs.tar.gz holds the programs, the libraries that they need
+# beside CUDA's and the system's, and the commit; it can be taken to another machine. The golden values are this folder's.
 # Everything together takes at most 8 minutes: what has not ended by its own limit counts as failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ folder=${2:-build/gpu_check}
 case $command in
 build)
     cmake -S . -B "$folder/cmake" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPSAE_CUDA=ON -DPSAE_WERROR=ON -DPSAE_EXAMPLES=OFF \
-        -DPSAE_BENCH=ON -DPSAE_NATIVE=OFF -DPSAE_GPU_GOLDEN_DIR=tests/golden -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90}"
+        -DPSAE_BENCH=ON -DPSAE_NATIVE=OFF -DPSAE_GPU_GOLDEN_DIR=tests/golden -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90-real}"
     cmake --build "$folder/cmake" --target test_cuda bench_gpu
     rm -rf "$folder/programs"
     mkdir -p "$folder/programs"
@@ -27,13 +27,15 @@ build)
     done
     strip "$folder"/programs/*
     git describe --always --dirty >"$folder/programs/commit"
-    size=$(du -sm "$folder/programs" | cut -f1)
-    echo "$folder/programs: $size MiB"
+    tar -C "$folder" -czf "$folder/programs.tar.gz" programs
+    size=$(du -m "$folder/programs.tar.gz" | cut -f1)
+    echo "$folder/programs.tar.gz: $size MiB"
     [ "$size" -lt 64 ] || { echo "gpu_check.sh: more than the 64 MiB that travel" >&2; exit 1; }
     ;;
 run)
     out=${3:-out/gpu_check}
     mkdir -p "$out"
+    tar -C "$folder" -xzf "$folder/programs.tar.gz"
     export LD_LIBRARY_PATH="$folder/programs:${LD_LIBRARY_PATH:-}"
     table=$out/table.md
     ask() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1 || true; }
