@@ -15,7 +15,12 @@ case $preset in
 esac
 tools/install_packages.sh "${packages[@]}"
 
-cmake --preset "$preset"
+# Where there is CUDA: for this machine's GPU, or, only to see that all of it compiles and links, for one kind.
+options=()
+if [ "$preset" = release ]; then
+    options+=(-DCMAKE_CUDA_ARCHITECTURES="$(nvidia-smi -L >/dev/null 2>&1 && echo native || echo 90-real)")
+fi
+cmake --preset "$preset" "${options[@]}"
 cmake --build --preset "$preset"
 
 # Two tests run at a time, each with a thread per core: waiting threads must not spin in the other's way.

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Checks the CUDA backend on a machine with a GPU and writes one table.
 #   tools/gpu_check.sh build [FOLDER]     builds what the check needs (CUDA toolkit, no GPU), default build/gpu_check
-#   tools/gpu_check.sh run [FOLDER [OUT]] runs it (a GPU and the CUDA toolkit, no package registry): tests on the GPU (equal
-#                                         bytes of equal runs among them), compute-sanitizer, timings; OUT default out/gpu_check
-# ARCHITECTURES: those of the GPU (default 90). The folder holds the programs and the libraries that they need beside CUDA's
-# and the system's, so it can be taken to another machine. SECONDS_EACH: the most that one check may take (default 90).
+#   tools/gpu_check.sh run [FOLDER [OUT]] runs it (a GPU and the CUDA toolkit, no package registry), the most important first:
+#                                         tests on the GPU, timings, PyTorch's beside them (if there is a PyTorch),
+#                                         compute-sanitizer on some tests; OUT default out/gpu_check, the table OUT/table.md
+# ARCHITECTURES: those of the GPU (default 90-real). FOLDER/programs.tar.gz holds the programs, the libraries that they need
+# beside CUDA's and the system's, and the commit; it can be taken to another machine. The golden values are this folder's.
+# Everything together takes at most 8 minutes: what has not ended by its own limit counts as failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command=${1:-}
@@ -13,53 +15,79 @@ folder=${2:-build/gpu_check}
 case $command in
 build)
     cmake -S . -B "$folder/cmake" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPSAE_CUDA=ON -DPSAE_WERROR=ON -DPSAE_EXAMPLES=OFF \
-        -DPSAE_BENCH=ON -DPSAE_NATIVE=OFF -DPSAE_GPU_GOLDEN_DIR=tests/golden -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90}"
+        -DPSAE_NATIVE=OFF -DPSAE_GPU_GOLDEN_DIR=tests/golden -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90-real}"
     cmake --build "$folder/cmake" --target test_cuda bench_gpu
     rm -rf "$folder/programs"
     mkdir -p "$folder/programs"
     for program in tests/test_cuda bench/bench_gpu; do
         cp "$folder/cmake/$program" "$folder/programs/"
-        # CUDA's own libraries are where there is a GPU to compute on; the others may not be.
-        ldd "$folder/cmake/$program" | awk '$3 ~ /\// && $1 !~ /^lib(c|m|pthread|rt|dl|gcc_s|stdc\+\+|cuda|cublas|cudart)/ {print $3}' |
+        # CUDA's own libraries are where there is a GPU to compute on, with a C library; the others may not be, or older.
+        ldd "$folder/cmake/$program" | awk '$3 ~ /\// && $1 !~ /^lib(c|m|pthread|rt|dl|cuda[^.]*|cublas[^.]*)\.so/ {print $3}' |
             xargs -I{} cp -Ln {} "$folder/programs/"
     done
     strip "$folder"/programs/*
-    du -sh "$folder/programs"
+    git describe --always --dirty >"$folder/programs/commit"
+    tar -C "$folder" -czf "$folder/programs.tar.gz" programs
+    size=$(du -m "$folder/programs.tar.gz" | cut -f1)
+    echo "$folder/programs.tar.gz: $size MiB"
+    [ "$size" -lt 64 ] || { echo "gpu_check.sh: more than the 64 MiB that travel" >&2; exit 1; }
     ;;
 run)
     out=${3:-out/gpu_check}
     mkdir -p "$out"
-    export LD_LIBRARY_PATH="$folder/programs:${LD_LIBRARY_PATH:-}"
+    tar -C "$folder" -xzf "$folder/programs.tar.gz"
+    ours=(env "LD_LIBRARY_PATH=$folder/programs:${LD_LIBRARY_PATH:-}")
     table=$out/table.md
+    ask() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1 || true; }
     {
-        echo "# $(nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader)"
+        echo "# $(ask name), $(date -u +%F), commit $(cat "$folder/programs/commit")"
         echo
-        echo "$(date -u +%F), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+        echo "Driver $(ask driver_version), $(nvcc --version | grep -o 'release [0-9.]*' || echo 'no nvcc'). Highest clocks:" \
+            "$(ask clocks.max.sm) and $(ask clocks.max.mem) of the memory; power limit $(ask power.limit)."
         echo
     } >"$table"
-    row() { # what, command ...: one line of the table, the output in a file
-        local what=$1 log status=passed
-        shift
+
+    check_head() { printf '\n| check | result |\n|---|---|\n' >>"$table"; }
+    check() { # seconds, what, command ...: one line of the table, the output in a file
+        local seconds=$1 what=$2 log status=passed
+        shift 2
         log=$out/$(echo "$what" | tr -c 'a-z0-9\n' '_').log
-        timeout "${SECONDS_EACH:-90}" "$@" >"$log" 2>&1 || status="**failed**, see $(basename "$log")"
-        echo "| $what | $status: $(tail -n 3 "$log" | grep -E 'passed|failed|ERROR SUMMARY' | tail -n 1) |" >>"$table"
+        timeout "$seconds" "$@" >"$log" 2>&1 || status="**failed** (status $?), see $(basename "$log")"
+        echo "| $what | $status: $(grep -E 'passed|failed|ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1) |" >>"$table"
     }
-    echo "| check | result |" >>"$table"
-    echo "|---|---|" >>"$table"
-    row "tests" "$folder/programs/test_cuda"
-    # What the sanitizers multiply by a hundred is left out.
-    few=("~a run of*" "~*trajectories*" "~*hidden state*")
-    for tool in memcheck racecheck synccheck initcheck; do
+    measure() { # seconds, file, command ...: adds what it prints to the table
+        local seconds=$1 rows=$out/$2
+        shift 2
+        timeout "$seconds" "$@" >"$rows" 2>"$rows.log" ||
+            echo "**failed** (status $?), see $(basename "$rows.log"): $(tail -n 1 "$rows.log")" >>"$rows"
+        { echo; cat "$rows"; } >>"$table"
+    }
+
+    check_head
+    check 100 "tests" "${ours[@]}" "$folder/programs/test_cuda"
+    nvidia-smi --query-gpu=clocks.sm,clocks.mem --format=csv,noheader,nounits -lms 500 >"$out/clocks.csv" 2>/dev/null &
+    clocks=$!
+    measure 90 bench.md "${ours[@]}" "$folder/programs/bench_gpu"
+    kill "$clocks" 2>/dev/null || true
+    awk -F', ' '{if (NR == 1 || $1 < least) least = $1; if ($1 > most) most = $1; memory = $2}
+        END {if (NR) printf "\nClocks meanwhile: %d to %d MHz, memory %d MHz.\n", least, most, memory}' "$out/clocks.csv" >>"$table"
+    measure 150 peers.md python3 bench/peers/gpu.py --ours "$out/bench.md" --seconds 45
+
+    # The sanitizers slow a program down a hundredfold, so they see the small tests: of each kernel, not of whole runs.
+    check_head
+    few=("~a run of*" "~*trajectories*" "~*hidden state*" "~*equal runs*" "~a thousand steps*")
+    for tool in memcheck racecheck initcheck synccheck; do
         if command -v compute-sanitizer >/dev/null; then
-            row "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/programs/test_cuda" "${few[@]}"
+            check 35 "compute-sanitizer $tool" "${ours[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                "$folder/programs/test_cuda" "${few[@]}"
+        else
+            echo "| compute-sanitizer $tool | not on this machine |" >>"$table"
         fi
     done
-    echo >>"$table"
-    timeout "$((2 * ${SECONDS_EACH:-90}))" "$folder/programs/bench_gpu" >>"$table" 2>"$out/bench.log" || echo "bench_gpu failed, see bench.log" >>"$table"
     cat "$table"
     ;;
 *)
-    sed -n '2,7p' "$0" >&2
+    sed -n '2,10p' "$0" >&2
     exit 2
     ;;
 esac

@@ -1,4 +1,4 @@
-"""One PatchSAE training step in PyTorch on the CPU.
+"""One PatchSAE training step in PyTorch, on the CPU (or, imported by gpu.py, on torch's default device).
 
   --kind eager    the published step as autograd runs it: unit decoder rows, encode x - b_dec, ReLU,
                   dense decode, norm-weighted squared error, L1, ghost gradients for dead latents
@@ -27,7 +27,7 @@ class Weights:
     """The parameters by their names in the papers: enc [d, m], dec [m, d] with unit rows, two biases."""
 
     def __init__(self, width, latents, seed):
-        g = torch.Generator().manual_seed(seed)
+        g = torch.Generator(torch.get_default_device()).manual_seed(seed)
         bound_enc, bound_dec = (6.0 / latents) ** 0.5, (6.0 / width) ** 0.5
         self.enc = torch.empty(width, latents).uniform_(-bound_enc, bound_enc, generator=g)
         self.dec = torch.empty(latents, width).uniform_(-bound_dec, bound_dec, generator=g)
@@ -206,7 +206,7 @@ class TopK(ByHand):
 
 def tokens_like_vit(images, per_image, width, seed):
     """Gaussian tokens whose directions fall off in scale, about a mean that all share."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(torch.get_default_device()).manual_seed(seed)
     scale = torch.linspace(1, width, width).rsqrt()
     scale *= (width / scale.square().sum()).sqrt()
     return torch.randn(images, per_image, width, generator=g) * scale + 0.1 * torch.randn(width, generator=g)

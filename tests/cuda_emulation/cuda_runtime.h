@@ -17,6 +17,8 @@
 // What it does not find: races (of a missing barrier only what shows in the two orders of threads), kernels that are
 // handed a host pointer, misaligned loads, asynchronous errors, and all that concerns speed.
 
+#include <algorithm>
+#include <chrono>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdint>
@@ -128,6 +130,7 @@ struct allocation {
     std::size_t usable, bytes;
 };
 inline std::map<const void*, allocation> allocations;
+inline std::size_t pool_bytes = 0, most_pool_bytes = 0;  // of the allocations, those from a memory pool
 inline int depth_of_access = 0;
 
 inline void allow(int protection) {
@@ -496,6 +499,7 @@ using cudaStream_t = cudaStream_stub*;
 struct cudaEvent_stub {
     std::shared_ptr<cuda_emulation::work_queue> queue;  // of the stream it was recorded on
     std::uint64_t given = 0;                            // what was given to it before
+    std::shared_ptr<std::chrono::steady_clock::time_point> reached;
 };
 using cudaEvent_t = cudaEvent_stub*;
 struct cudaMemPool_stub;
@@ -562,7 +566,10 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *
 inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = nullptr) {
-    *e = s == nullptr ? cudaEvent_stub{} : cudaEvent_stub{s->queue, s->queue->given};
+    e->reached = std::make_shared<std::chrono::steady_clock::time_point>();
+    cuda_emulation::give(s, [at = e->reached] { *at = std::chrono::steady_clock::now(); });
+    e->queue = s == nullptr ? nullptr : s->queue;
+    e->given = s == nullptr ? 0 : s->queue->given;
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
@@ -573,7 +580,9 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned =
     cuda_emulation::give(s, [at = *e]() mutable { cudaEventSynchronize(&at); });
     return cudaSuccess;
 }
-inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 0, cudaSuccess; }
+inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
+    return *ms = std::chrono::duration<float, std::milli>(*to->reached - *from->reached).count(), cudaSuccess;
+}
 
 enum cudaStreamCaptureMode {
     cudaStreamCaptureModeGlobal,
@@ -609,7 +618,11 @@ inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
 
 enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
-enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum cudaMemPoolAttr {
+    cudaMemPoolAttrReleaseThreshold = 4,
+    cudaMemPoolAttrUsedMemCurrent = 7,
+    cudaMemPoolAttrUsedMemHigh = 8
+};
 struct cudaMemLocation {
     cudaMemLocationType type;
     int id;
@@ -622,7 +635,15 @@ inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps
     static char one;
     return *pool = reinterpret_cast<cudaMemPool_t>(&one), cudaSuccess;
 }
-inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr which, void*) {
+    if (which == cudaMemPoolAttrUsedMemHigh) cuda_emulation::most_pool_bytes = cuda_emulation::pool_bytes;
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr which, void* value) {
+    *static_cast<unsigned long long*>(value) =
+        which == cudaMemPoolAttrUsedMemHigh ? cuda_emulation::most_pool_bytes : cuda_emulation::pool_bytes;
+    return cudaSuccess;
+}
 // Not spoilt: what is never touched costs nothing to open and to close.
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
     *p = cuda_emulation::allocate(bytes, false);
@@ -635,13 +656,20 @@ cudaError_t cudaMalloc(T** p, std::size_t bytes) {
 inline cudaError_t cudaMallocFromPoolAsync(void** p, std::size_t bytes, cudaMemPool_t, cudaStream_t) {
     if (cuda_emulation::captures > 0) return cudaErrorStreamCaptureUnsupported;
     *p = cuda_emulation::allocate(bytes, true);
+    if (*p != nullptr) {
+        cuda_emulation::pool_bytes += bytes;
+        cuda_emulation::most_pool_bytes = std::max(cuda_emulation::most_pool_bytes, cuda_emulation::pool_bytes);
+    }
     return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 inline cudaError_t cudaFree(void* p) {
     cuda_emulation::run_everything();
     return cuda_emulation::release(p), cudaSuccess;
 }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
+    if (const auto* a = cuda_emulation::allocation_of(p)) cuda_emulation::pool_bytes -= a->bytes;
+    return cudaFree(p);
+}
 
 namespace cuda_emulation {
 

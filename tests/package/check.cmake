@@ -8,14 +8,20 @@ function(run)
 endfunction()
 
 file(REMOVE_RECURSE ${WORK})
-if(WAY STREQUAL "find_package")
+if(WAY MATCHES "find_package|cuda")
     # Installed from a configuration of its own: installing this build would need every program of it.
+    set(cuda OFF)
+    if(WAY STREQUAL "cuda")
+        set(cuda ON)
+    endif()
     run(${CMAKE_COMMAND} -S ${PSAE_SOURCE} -B ${WORK}/psae -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${COMPILER}
-        -DPSAE_EXAMPLES=OFF -DPSAE_TESTS=OFF)
+        -DPSAE_EXAMPLES=OFF -DPSAE_TESTS=OFF -DPSAE_CUDA=${cuda})
     run(${CMAKE_COMMAND} --install ${WORK}/psae --prefix ${WORK}/prefix)
 endif()
 run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/consumer -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${COMPILER}
     -DCMAKE_PREFIX_PATH=${WORK}/prefix -DPSAE_SOURCE=${PSAE_SOURCE} -DWAY=${WAY})
 run(${CMAKE_COMMAND} --build ${WORK}/consumer)
 run(${WORK}/consumer/consumer)
-run(${WORK}/consumer/consumer_native)
+if(NOT WAY STREQUAL "cuda")
+    run(${WORK}/consumer/consumer_native)
+endif()

@@ -56,6 +56,22 @@ struct memory_space<space::device> {
         detail::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, nullptr), "copy to the GPU");
         detail::check(cudaStreamSynchronize(nullptr), "copy to the GPU");
     }
+    // Bytes of the current device's pool that are in use, and the most that were since the start or restart_peak(). Waits
+    // for the device.
+    struct bytes_in_use {
+        std::size_t now, most;
+    };
+    static bytes_in_use in_use() {
+        detail::check(cudaDeviceSynchronize(), "memory of the GPU");
+        unsigned long long now = 0, most = 0;
+        detail::check(cudaMemPoolGetAttribute(pool(), cudaMemPoolAttrUsedMemCurrent, &now), "memory of the GPU");
+        detail::check(cudaMemPoolGetAttribute(pool(), cudaMemPoolAttrUsedMemHigh, &most), "memory of the GPU");
+        return {now, most};
+    }
+    static void restart_peak() {
+        unsigned long long none = 0;
+        detail::check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrUsedMemHigh, &none), "memory of the GPU");
+    }
 
 private:
     // Of the current device; made when first asked for, and kept as long as the process.
