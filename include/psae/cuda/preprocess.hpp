@@ -35,8 +35,8 @@ inline __device__ const uploaded_picture& picture_of_block(const std::uint8_t* u
     return reinterpret_cast<const uploaded_picture*>(uploaded)[blockIdx.y];
 }
 // The sums of output i of an axis, one for each channel; its inputs are `stride` bytes apart.
-inline __device__ void resample(const std::uint8_t* uploaded, const uploaded_picture::axis& axis, std::size_t i,
-                                const std::uint8_t* from, std::size_t stride, std::uint8_t (&bytes)[3]) {
+inline __device__ void resample_pixel(const std::uint8_t* uploaded, const uploaded_picture::axis& axis, std::size_t i,
+                                      const std::uint8_t* from, std::size_t stride, std::uint8_t (&bytes)[3]) {
     const auto& span = reinterpret_cast<const resample_weights::span*>(uploaded + axis.spans)[i];
     const auto* weight = reinterpret_cast<const std::int32_t*>(uploaded + axis.weights) + span.offset;
     std::int32_t sums[3] = {one_half, one_half, one_half};
@@ -53,7 +53,7 @@ inline __global__ void resample_across_kernel(std::uint8_t* narrow, const std::u
     if (i >= p.rows * count) return;
     const std::size_t row = i / count, col = i - row * count;
     std::uint8_t bytes[3];
-    resample(uploaded, p.x, col, uploaded + p.bytes + row * p.cols * 3, 3, bytes);
+    resample_pixel(uploaded, p.x, col, uploaded + p.bytes + row * p.cols * 3, 3, bytes);
     for (int c = 0; c < 3; ++c) narrow[p.narrow + i * 3 + c] = bytes[c];
 }
 
@@ -66,7 +66,7 @@ inline __global__ void resample_down_kernel(float* pixels, const std::uint8_t* n
     const std::size_t row = i / crop - p.y.window.target, col = i % crop - p.x.window.target;  // huge before the window
     std::uint8_t bytes[3] = {0, 0, 0};
     if (row < p.y.window.count && col < p.x.window.count)
-        resample(uploaded, p.y, row, narrow + p.narrow + col * 3, p.x.window.count * 3, bytes);
+        resample_pixel(uploaded, p.y, row, narrow + p.narrow + col * 3, p.x.window.count * 3, bytes);
     const auto* numbers = reinterpret_cast<const float*>(uploaded + table);
     for (std::size_t c = 0; c < 3; ++c) pixels[(blockIdx.y * 3 + c) * size + i] = numbers[c * 256 + bytes[c]];
 }
