@@ -46,8 +46,9 @@ inline __device__ void resample_pixel(const std::uint8_t* uploaded, const upload
     for (int c = 0; c < 3; ++c) bytes[c] = byte_of_sum(sums[c]);
 }
 
-// A thread for each pixel of the pictures after the first pass, across.
-inline __global__ void resample_across_kernel(std::uint8_t* narrow, const std::uint8_t* uploaded) {
+// A thread for each pixel of the pictures after the first pass, across. (Templates because a kernel cannot be inline.)
+template <class Byte>
+__global__ void resample_across_kernel(Byte* narrow, const Byte* uploaded) {
     const uploaded_picture& p = picture_of_block(uploaded);
     const std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x, count = p.x.window.count;
     if (i >= p.rows * count) return;
@@ -58,8 +59,9 @@ inline __global__ void resample_across_kernel(std::uint8_t* narrow, const std::u
 }
 
 // A thread for each pixel of the result: the pass down, and by table [3, 256] the numbers.
-inline __global__ void resample_down_kernel(float* pixels, const std::uint8_t* narrow, const std::uint8_t* uploaded,
-                                            std::size_t table, std::size_t crop) {
+template <class T>
+__global__ void resample_down_kernel(T* pixels, const std::uint8_t* narrow, const std::uint8_t* uploaded,
+                                     std::size_t table, std::size_t crop) {
     const uploaded_picture& p = picture_of_block(uploaded);
     const std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x, size = crop * crop;
     if (i >= size) return;
@@ -67,7 +69,7 @@ inline __global__ void resample_down_kernel(float* pixels, const std::uint8_t* n
     std::uint8_t bytes[3] = {0, 0, 0};
     if (row < p.y.window.count && col < p.x.window.count)
         resample_pixel(uploaded, p.y, row, narrow + p.narrow + col * 3, p.x.window.count * 3, bytes);
-    const auto* numbers = reinterpret_cast<const float*>(uploaded + table);
+    const auto* numbers = reinterpret_cast<const T*>(uploaded + table);
     for (std::size_t c = 0; c < 3; ++c) pixels[(blockIdx.y * 3 + c) * size + i] = numbers[c * 256 + bytes[c]];
 }
 
@@ -123,10 +125,11 @@ inline void preprocess(const cuda& device, arena<space::device>& scratch, staged
     constexpr unsigned threads = 256;
     const auto mark = scratch.position();
     auto* narrow = scratch.allocate<std::uint8_t>(narrow_bytes);
-    launch(device, detail::resample_across_kernel, dim3(detail::blocks_of(most, threads), static_cast<unsigned>(n)),
-           threads, 0, narrow, uploaded);
-    launch(device, detail::resample_down_kernel, dim3(detail::blocks_of(size, threads), static_cast<unsigned>(n)),
-           threads, 0, pixels, narrow, uploaded, table, p.crop);
+    launch(device, detail::resample_across_kernel<std::uint8_t>,
+           dim3(detail::blocks_of(most, threads), static_cast<unsigned>(n)), threads, 0, narrow, uploaded);
+    launch(device, detail::resample_down_kernel<float>,
+           dim3(detail::blocks_of(size, threads), static_cast<unsigned>(n)), threads, 0, pixels, narrow, uploaded,
+           table, p.crop);
     scratch.release_to(mark);
 }
 
