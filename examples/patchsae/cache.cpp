@@ -52,33 +52,45 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
     constexpr std::size_t batch = 8;
     const psae::cpu device(s.common.threads);
     const std::size_t pixels = pictures.pixels(), size = tower.image_tokens() * tower.width(), count = pictures.size(),
-                      before = writer.position();
+                      found = writer.position();
     psae::arena<> scratch;
-    std::vector<float> read(batch * pixels), x(batch * tower.tokens() * tower.width()), memory;
-    progress bar("pictures", count - before);
-    while (writer.position() < count) {
+    std::vector<float> read(batch * pixels), memory;
+    progress bar("pictures", count - found);
+    struct pass {
+        std::vector<std::size_t> which;
+        std::vector<char> good;
+        std::vector<float> x;
+        std::size_t kept = 0;  // that could be read
+    } now, before;
+    const auto begin = [&](pass& p, std::size_t first) {
+        p.which.resize(std::min(batch, count - first));
+        std::iota(p.which.begin(), p.which.end(), first);
+        p.good = pictures.read(device, p.which, read.data());
+        p.kept = 0;
+        for (std::size_t i = 0; i < p.which.size(); ++i)
+            if (p.good[i] && i != p.kept++)
+                std::copy_n(read.data() + i * pixels, pixels, read.data() + (p.kept - 1) * pixels);
+        p.x.resize(batch * tower.tokens() * tower.width());
+        scratch.reset();
+        if (p.kept > 0) tower.begin(device, scratch, read.data(), p.kept, layer, p.x.data());
+    };
+    const auto write = [&](pass& p) {
+        if (p.kept > 0) tower.finish(p.x.data());
+        const float* tokens = psae::tokens_of_images(tower, p.x.data(), p.kept, memory);
+        for (std::size_t i = 0; i < p.which.size(); ++i) {
+            if (p.which[i] == writer.position())
+                p.good[i] ? writer.add(tokens, pictures.list().files[p.which[i]].string()) : writer.skip();
+            if (p.good[i]) tokens += size;
+        }
+        bar.show(writer.position() - found);
+    };
+    for (std::size_t first = found / batch * batch; first < count; first += batch) {
         stop_if_interrupted();
-        const std::size_t first = writer.position() / batch * batch;
-        std::vector<std::size_t> which(std::min(batch, count - first));
-        std::iota(which.begin(), which.end(), first);
-        const auto good = pictures.read(device, which, read.data());
-        std::size_t kept = 0;
-        for (std::size_t i = 0; i < which.size(); ++i)
-            if (good[i] && i != kept++)
-                std::copy_n(read.data() + i * pixels, pixels, read.data() + (kept - 1) * pixels);
-        if (kept > 0) {
-            scratch.reset();
-            tower.embed(device, scratch, read.data(), kept, x.data());
-            tower.run(device, scratch, x.data(), kept, 0, layer);
-        }
-        const float* tokens = psae::tokens_of_images(tower, x.data(), kept, memory);
-        for (std::size_t i = 0; i < which.size(); ++i) {
-            if (which[i] == writer.position())
-                good[i] ? writer.add(tokens, pictures.list().files[which[i]].string()) : writer.skip();
-            if (good[i]) tokens += size;
-        }
-        bar.show(writer.position() - before);
+        begin(now, first);
+        write(before);
+        std::swap(now, before);
     }
+    write(before);
 }
 
 void run(const state& s, const CLI::App& sub) {

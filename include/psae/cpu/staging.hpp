@@ -12,6 +12,10 @@ namespace psae {
 template <class T, class Backend>
 class staged_upload;
 
+// The way back, of backends with memory of their own: next, send, finish as psae/cuda/staging.hpp says.
+template <class T, class Backend>
+class staged_download;
+
 template <class T>
 class staged_upload<T, cpu> {
 public:

@@ -134,9 +134,6 @@ private:
     detail::copy_stream copies_;  // done before the memory goes
 };
 
-template <class T, class Backend>
-class staged_download;
-
 // At most two arrays are on their way; one that is never finished makes room for the second one after it.
 template <class T>
 class staged_download<T, cuda> {

@@ -129,13 +129,13 @@ struct hooked_tokens {
     const float* tokens;
 };
 
-// Pictures `which`, pixels [which.size(), 3, S, S], at each of the layers (ascending), which one pass of the tower
-// reaches one after the other: at(hooked_tokens). tokens: memory [which.size(), T, width].
+// Pictures `which` at each of the layers (ascending, at least one), which one pass of the tower reaches one after the
+// other: at(hooked_tokens). tokens [which.size(), T, width]: where the pass was begun, to the first of the layers.
 template <class F>
-void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& tower, const float* pixels,
+void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& tower,
                        std::span<const std::size_t> which, std::span<const std::size_t> layers, float* tokens, F&& at) {
-    tower.embed(device, scratch, pixels, which.size(), tokens);
-    std::size_t reached = 0;
+    tower.finish(tokens);
+    std::size_t reached = layers.front();
     for (const std::size_t layer : layers) {
         tower.run(device, scratch, tokens, which.size(), std::exchange(reached, layer), layer);
         at(hooked_tokens{which, layer, tokens});
@@ -144,19 +144,32 @@ void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& 
 
 // All pictures that can be read, in order, `batch` at a time: at(scratch, hooked_tokens) for each of the layers
 // (ascending), from one pass of the tower; then progress(pictures behind the batch). What they put in place of the
-// tokens goes on by vision_tower::run.
+// tokens goes on by vision_tower::run. The pass of a batch is begun before at() of the batch before it.
 template <class F, class Progress>
 void each_hooked(const cpu& device, const vision_tower& tower, picture_reader& pictures,
                  std::span<const std::size_t> layers, std::size_t batch, F&& at, Progress&& progress) {
     arena<> scratch;
-    std::vector<float> tokens(batch * tower.tokens() * tower.width());
+    struct pass {
+        std::vector<std::size_t> pictures;
+        std::vector<float> tokens;
+        std::size_t done = 0;
+    } now, before;
+    const auto finish = [&](pass& p) {
+        if (!p.pictures.empty())
+            each_hidden_state(device, scratch, tower, p.pictures, layers, p.tokens.data(),
+                              [&](const hooked_tokens& h) { at(scratch, h); });
+        progress(p.done);
+    };
     pictures.each_batch(device, batch, [&](const float* pixels, std::span<const std::size_t> which, std::size_t done) {
         scratch.reset();
-        if (!which.empty())
-            each_hidden_state(device, scratch, tower, pixels, which, layers, tokens.data(),
-                              [&](const hooked_tokens& h) { at(scratch, h); });
-        progress(done);
+        now.pictures.assign(which.begin(), which.end());
+        now.tokens.resize(batch * tower.tokens() * tower.width());
+        now.done = done;
+        if (!which.empty()) tower.begin(device, scratch, pixels, which.size(), layers.front(), now.tokens.data());
+        if (before.done > 0) finish(before);
+        std::swap(now, before);
     });
+    if (before.done > 0) finish(before);
 }
 
 // A source for activation_stream: the tokens [T, layers * d] of every picture (without prompts, see tokens_of_images),
@@ -187,15 +200,17 @@ public:
             const std::uint64_t position = (first + done) / T;
             // Passes are cut at fixed positions: what a product rounds may depend on how many pictures go through it, and a
             // run that starts in the middle must get the same rows.
-            if (const std::uint64_t group = position / batch * batch; held_count_ == 0 || group != held_first_) {
-                std::vector<std::size_t> which(batch);
-                for (std::size_t i = 0; i < batch; ++i) which[i] = order_.at(group + i);
-                forward(which);
-                held_first_ = group;
+            const std::uint64_t group = position / batch * batch;
+            if (now_.first != group) {
+                if (ahead_.first != group) begin_group(ahead_, group);
+                now_.first = none;
+                if (tower_.asynchronous()) begin_group(now_, group + batch);
+                finish(ahead_);
+                std::swap(now_, ahead_);
             }
-            const std::size_t from = static_cast<std::size_t>(first + done - held_first_ * T);
-            const std::size_t rows = std::min(held_count_ * T - from, count - done);
-            std::copy_n(held_.data() + from * d, rows * d, out + done * d);
+            const std::size_t from = static_cast<std::size_t>(first + done - group * T);
+            const std::size_t rows = std::min(batch * T - from, count - done);
+            std::copy_n(now_.rows.data() + from * d, rows * d, out + done * d);
             done += rows;
         }
     }
@@ -212,33 +227,48 @@ public:
         for (std::size_t first = 0; first < pictures; first += batch) {
             std::vector<std::size_t> which(std::min(batch, pictures - first));
             for (std::size_t i = 0; i < which.size(); ++i) which[i] = order.at(first + i);
-            forward(which);
+            begin(now_, which);
+            finish(now_);
             for (std::size_t i = 0; i < which.size(); ++i) {
                 const std::size_t share =
                     std::min(T, (first + i + 1) * count / pictures - (first + i) * count / pictures);
                 std::iota(tokens.begin(), tokens.end(), std::size_t{0});
                 shuffle(tokens, random);
                 for (std::size_t j = 0; j < share; ++j) {
-                    const float* row = held_.data() + (i * T + tokens[j]) * d;
+                    const float* row = now_.rows.data() + (i * T + tokens[j]) * d;
                     rows.insert(rows.end(), row, row + d);
                 }
             }
         }
-        held_count_ = 0;
+        ahead_.first = none;
         return rows;
     }
 
 private:
     static constexpr std::size_t batch = 8;  // pictures of one forward pass
 
-    // The tokens of pictures `which` to held_.
-    void forward(std::vector<std::size_t> which) {
+    // A pass of the tower: pictures and their rows [pictures, T, layers * d].
+    struct pass {
+        std::uint64_t first = none;  // the position of its first picture in the stream, if it is of that
+        std::vector<std::size_t> which;
+        std::vector<float> state, rows;
+    };
+    static constexpr std::uint64_t none = ~std::uint64_t{0};
+
+    // Whether the tower's tokens are the rows.
+    bool in_place() const { return layers_.size() == 1 && tower_.prompts() == 0; }
+    float* tokens_of(pass& p) const { return in_place() ? p.rows.data() : p.state.data(); }
+
+    void begin_group(pass& p, std::uint64_t first) {
+        std::vector<std::size_t> which(batch);
+        for (std::size_t i = 0; i < batch; ++i) which[i] = order_.at(first + i);
+        begin(p, std::move(which));
+        p.first = first;
+    }
+    void begin(pass& p, std::vector<std::size_t> which) {
         const std::size_t count = which.size(), pixels = pictures_.pixels();
+        p.first = none;
         pixels_.resize(count * pixels);
-        const std::size_t rows = count * tower_.image_tokens(), d = tower_.width();
-        const bool in_place = layers_.size() == 1 && tower_.prompts() == 0;
-        held_.resize(rows * columns());
-        if (!in_place) state_.resize(count * tower_.tokens() * d);
         auto good = pictures_.read(device_, which, pixels_.data());
         for (std::size_t i = 0; i < count; ++i)
             for (std::size_t tried = 1; !good[i]; ++tried) {
@@ -248,17 +278,21 @@ private:
                 which[i] = (which[i] + 1) % pictures_.size();
                 good[i] = pictures_.read(device_, {&which[i], 1}, pixels_.data() + i * pixels)[0];
             }
+        p.which = std::move(which);
+        p.rows.resize(count * tower_.image_tokens() * columns());
+        if (!in_place()) p.state.resize(count * tower_.tokens() * tower_.width());
         scratch_.reset();
-        float* x = in_place ? held_.data() : state_.data();
+        tower_.begin(device_, scratch_, pixels_.data(), count, layers_.front(), tokens_of(p));
+    }
+    void finish(pass& p) {
+        const std::size_t count = p.which.size(), rows = count * tower_.image_tokens(), d = tower_.width();
         std::size_t l = 0;
-        each_hidden_state(device_, scratch_, tower_, pixels_.data(), which, layers_, x, [&](const hooked_tokens&) {
-            if (in_place) return;
-            const float* own = tokens_of_images(tower_, x, count, own_);
-            for (std::size_t r = 0; r < rows; ++r) std::copy_n(own + r * d, d, held_.data() + r * columns() + l * d);
+        each_hidden_state(device_, scratch_, tower_, p.which, layers_, tokens_of(p), [&](const hooked_tokens& h) {
+            if (in_place()) return;
+            const float* own = tokens_of_images(tower_, h.tokens, count, own_);
+            for (std::size_t r = 0; r < rows; ++r) std::copy_n(own + r * d, d, p.rows.data() + r * columns() + l * d);
             ++l;
         });
-        held_first_ = 0;
-        held_count_ = count;
     }
 
     const vision_tower& tower_;
@@ -268,10 +302,8 @@ private:
     std::uint64_t seed_;
     epoch_order order_;
     arena<> scratch_;
-    std::vector<float> pixels_, state_, own_;
-    std::vector<float> held_;  // rows of the pictures at positions held_first_ .. + held_count_
-    std::uint64_t held_first_ = 0;
-    std::size_t held_count_ = 0;
+    std::vector<float> pixels_, own_;
+    pass now_, ahead_;  // the pass whose rows are read, and the one behind it, which an asynchronous tower has begun
 };
 
 }  // namespace psae

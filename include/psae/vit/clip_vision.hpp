@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <psae/cpu/patch_embedding.hpp>
+#include <psae/cpu/staging.hpp>
 #include <psae/stage/patch_embedding.hpp>
 #include <psae/stage/reduce.hpp>
 #include <psae/vit/clip_config.hpp>
@@ -130,6 +131,16 @@ public:
     // Hidden state `first` to hidden state `last`, in place.
     virtual void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
                      std::size_t last) const = 0;
+    // Hidden state `layer` from pixels in two steps: the tokens are there when finish(tokens) returns. An asynchronous
+    // tower has copied the pixels when begin() returns, and computes while the host goes on; others are done by then. At
+    // most two passes may be begun; one that is never finished makes room for the second one after it.
+    virtual void begin(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images, std::size_t layer,
+                       float* tokens) const {
+        embed(device, scratch, pixels, images, tokens);
+        run(device, scratch, tokens, images, 0, layer);
+    }
+    virtual void finish(float*) const {}
+    virtual bool asynchronous() const { return false; }
     // Image embeddings [images, projection()] of the last hidden state, scaled to unit length if asked.
     virtual void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                          bool normalised) const = 0;
@@ -137,6 +148,22 @@ public:
     virtual float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                                 const float* direction, float* gradient) const = 0;
 };
+
+namespace detail {
+
+// The arrays of passes that are under way.
+template <class Backend>
+struct staged_passes {
+    explicit staged_passes(const Backend& device) : pixels(device), tokens(device) {}
+    staged_upload<float, Backend> pixels;
+    staged_download<float, Backend> tokens;
+};
+template <>
+struct staged_passes<cpu> {
+    explicit staged_passes(const cpu&) {}
+};
+
+}  // namespace detail
 
 // The tower of a configuration behind that interface, for inference. Scratch memory is given back block by block.
 // Prompts stand behind the patches; they have no position, but pass the layer norm before the blocks.
@@ -151,7 +178,7 @@ public:
     // psae::error if the prompts do not fit the tower.
     template <class Source>
     explicit clip_vision_tower(const Source& source, deep_prompts prompts = {}, const Backend& device = Backend())
-        : model_(source), prompts_(std::move(prompts)), device_(device) {
+        : model_(source), prompts_(std::move(prompts)), device_(device), passes_(device) {
         if (prompts_.count == 0) return;
         prompts_.require_fit(Config::width, Config::layers, Config::name);
         arena<> scratch;
@@ -186,6 +213,30 @@ public:
             end = prompts_.depth() > i + 1 ? i + 1 : last;  // the next prompts, if any, are put in there
             run_blocks(device, scratch, tokens, images, i, end);
         }
+    }
+    // Prompts are put in by the host, which then waits for each of their blocks.
+    bool asynchronous() const override { return !on_host && prompts() == 0; }
+    void begin(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images, std::size_t layer,
+               float* tokens) const override {
+        if constexpr (!on_host) {
+            if (asynchronous()) {
+                make_current(device_);
+                memory_.reset();
+                const typename model_type::pixels_shape extents{images};
+                const float* in = passes_.pixels(pixels, extents.size());
+                const std::size_t size = images * Config::tokens * Config::width;
+                float* x = passes_.tokens.next(size);
+                detail::infer(device_, memory_, in, extents, x, [&](const auto& p) { return model_.embed(p); });
+                infer_blocks(device_, memory_, x, images, 0, layer);
+                passes_.tokens.send(tokens, size);
+                return;
+            }
+        }
+        vision_tower::begin(device, scratch, pixels, images, layer, tokens);
+    }
+    void finish(float* tokens) const override {
+        if constexpr (!on_host)
+            if (asynchronous()) passes_.tokens.finish(tokens);
     }
     void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                  bool normalised) const override {
@@ -245,22 +296,24 @@ private:
             download(device_, out, result, count);
         }
     }
-    // Blocks first .. last on tokens of the host, in place.
+    // Blocks first .. last, in place.
+    void infer_blocks(const Backend& backend, arena<Backend::memory>& memory, float* tokens, std::size_t images,
+                      std::size_t first, std::size_t last) const {
+        detail::infer_blocks<Config::width, Config::mlp>(
+            backend, memory, tokens, images, this->tokens(), first, last,
+            [&](std::size_t b, const auto& h) { return model_.block(b, h, this->tokens()); });
+    }
+    // The same on tokens of the host.
     void run_blocks(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
                     std::size_t last) const {
-        const auto blocks = [&](const auto& backend, auto& memory, float* x) {
-            detail::infer_blocks<Config::width, Config::mlp>(
-                backend, memory, x, images, this->tokens(), first, last,
-                [&](std::size_t b, const auto& h) { return model_.block(b, h, this->tokens()); });
-        };
         if constexpr (on_host) {
-            blocks(device, scratch, tokens);
+            infer_blocks(device, scratch, tokens, images, first, last);
         } else {
             const std::size_t size = images * this->tokens() * Config::width;
             make_current(device_);
             memory_.reset();
             float* x = uploaded(tokens, size);
-            blocks(device_, memory_, x);
+            infer_blocks(device_, memory_, x, images, first, last);
             download(device_, tokens, x, size);
         }
     }
@@ -268,7 +321,8 @@ private:
     model_type model_;
     deep_prompts prompts_;  // the first after the layer norm
     [[no_unique_address]] Backend device_;
-    mutable arena<Backend::memory> memory_;  // of another device than the host
+    mutable arena<Backend::memory> memory_;          // of another device than the host
+    mutable detail::staged_passes<Backend> passes_;  // of an asynchronous tower
 };
 
 }  // namespace psae

@@ -62,10 +62,17 @@ inline resample_weights bicubic_weights(std::size_t in, std::size_t out, std::si
     return r;
 }
 
-// Sums of bytes times weights, in units of 2^-22; N of them in a row, which is what the compiler turns into vectors.
+// Sums of bytes times weights are in units of 2^-22. They begin with one half, so that rounding down rounds to nearest.
+inline constexpr std::int32_t one_half = 1 << 21;
+PSAE_FN std::uint8_t byte_of_sum(std::int32_t sum) {
+    const std::int32_t v = sum >> 22;
+    return static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+}
+
+// N sums in a row, which is what the compiler turns into vectors.
 template <std::size_t N>
 PSAE_HOST_FN void clear(std::int32_t (&sums)[N]) {
-    for (std::size_t i = 0; i < N; ++i) sums[i] = 1 << 21;  // one half, so that rounding down rounds to nearest
+    for (std::size_t i = 0; i < N; ++i) sums[i] = one_half;
 }
 template <std::size_t N>
 PSAE_HOST_FN void add_weighted(std::int32_t (&sums)[N], const std::uint8_t* bytes, std::int32_t weight) {
@@ -75,10 +82,7 @@ PSAE_HOST_FN void add_weighted(std::int32_t (&sums)[N], const std::uint8_t* byte
 template <std::size_t N>
 PSAE_HOST_FN void store(const std::int32_t (&sums)[N], std::uint8_t* bytes) {
 #pragma omp simd
-    for (std::size_t i = 0; i < N; ++i) {
-        const std::int32_t v = sums[i] >> 22;
-        bytes[i] = static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
-    }
+    for (std::size_t i = 0; i < N; ++i) bytes[i] = byte_of_sum(sums[i]);
 }
 
 typedef std::uint8_t bytes_16 __attribute__((vector_size(16)));
@@ -120,28 +124,49 @@ inline void columns_to_rows(const std::uint8_t* from, std::size_t columns, std::
     }
 }
 
+// What a resize and centre crop need of a picture, and where it goes.
+struct resize_plan {
+    struct window {
+        std::size_t source, target, count;  // first row or column of the resized picture, where it goes, how many
+    };
+    window x, y;
+    resample_weights across, down;
+    std::size_t first_row, rows, first_col, cols;  // of the picture
+
+    resize_plan(std::size_t w, std::size_t h, const preprocessing& p) {
+        const std::size_t edge = p.shortest_edge;
+        const auto longer = [&](std::size_t side, std::size_t shorter) {
+            return static_cast<std::size_t>(static_cast<double>(edge * side) / static_cast<double>(shorter));
+        };
+        const std::size_t new_w = w <= h ? edge : longer(w, h), new_h = w <= h ? longer(h, w) : edge;
+        const auto centre = [&](std::size_t n) {
+            return n >= p.crop ? window{(n - p.crop) / 2, 0, p.crop} : window{0, (p.crop - n + 1) / 2, n};
+        };
+        x = centre(new_w);
+        y = centre(new_h);
+        across = bicubic_weights(w, new_w, x.source, x.count);
+        down = bicubic_weights(h, new_h, y.source, y.count);
+        const auto end_of = [](const resample_weights& r) { return r.spans.back().first + r.spans.back().count; };
+        first_row = down.spans.front().first;
+        rows = end_of(down) - first_row;
+        first_col = across.spans.front().first;
+        cols = end_of(across) - first_col;
+    }
+};
+
+// A byte of a channel as the model takes it.
+inline float normalised_byte(const preprocessing& p, std::size_t channel, int byte) {
+    return (static_cast<float>(byte * 0.00392156862745098) - p.mean[channel]) / p.std[channel];
+}
+
 }  // namespace detail
 
 // The picture after resize and centre crop, [crop, crop, 3]; only what the crop shows is computed. Where the picture is
 // smaller than the crop the rest is black.
 inline std::vector<std::uint8_t> resize_and_crop(const image& picture, const preprocessing& p) {
-    const std::size_t w = picture.width, h = picture.height, edge = p.shortest_edge;
-    const auto longer = [&](std::size_t side, std::size_t shorter) {
-        return static_cast<std::size_t>(static_cast<double>(edge * side) / static_cast<double>(shorter));
-    };
-    const std::size_t new_w = w <= h ? edge : longer(w, h), new_h = w <= h ? longer(h, w) : edge;
-    struct window {
-        std::size_t source, target, count;  // first row or column of the resized picture, where it goes, how many
-    };
-    const auto centre = [&](std::size_t n) {
-        return n >= p.crop ? window{(n - p.crop) / 2, 0, p.crop} : window{0, (p.crop - n + 1) / 2, n};
-    };
-    const window x = centre(new_w), y = centre(new_h);
-    const auto across = detail::bicubic_weights(w, new_w, x.source, x.count),
-               down = detail::bicubic_weights(h, new_h, y.source, y.count);
-    const auto end_of = [](const detail::resample_weights& r) { return r.spans.back().first + r.spans.back().count; };
-    const std::size_t first_row = down.spans.front().first, rows = end_of(down) - first_row,
-                      first_col = across.spans.front().first, cols = end_of(across) - first_col;
+    const detail::resize_plan plan(picture.width, picture.height, p);
+    const auto& [x, y, across, down, first_row, rows, first_col, cols] = plan;
+    const std::size_t w = picture.width;
     constexpr std::size_t lanes = 64;  // columns that are summed at a time
     const std::size_t stride = (x.count * 3 + lanes - 1) / lanes * lanes;
     // Across, 16 rows at a time: transposed, each of their bytes is one vector.
@@ -185,7 +210,7 @@ inline void preprocess(const image& picture, const preprocessing& p, float* pixe
     const std::size_t size = p.crop * p.crop;
     for (std::size_t c = 0; c < 3; ++c) {
         float table[256];
-        for (int v = 0; v < 256; ++v) table[v] = (static_cast<float>(v * 0.00392156862745098) - p.mean[c]) / p.std[c];
+        for (int v = 0; v < 256; ++v) table[v] = detail::normalised_byte(p, c, v);
         for (std::size_t i = 0; i < size; ++i) pixels[c * size + i] = table[bytes[i * 3 + c]];
     }
 }
