@@ -15,14 +15,14 @@ folder=${2:-build/gpu_check}
 case $command in
 build)
     cmake -S . -B "$folder/cmake" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPSAE_CUDA=ON -DPSAE_WERROR=ON -DPSAE_EXAMPLES=OFF \
-        -DPSAE_BENCH=ON -DPSAE_NATIVE=OFF -DPSAE_GPU_GOLDEN_DIR=tests/golden -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90-real}"
+        -DPSAE_NATIVE=OFF -DPSAE_GPU_GOLDEN_DIR=tests/golden -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90-real}"
     cmake --build "$folder/cmake" --target test_cuda bench_gpu
     rm -rf "$folder/programs"
     mkdir -p "$folder/programs"
     for program in tests/test_cuda bench/bench_gpu; do
         cp "$folder/cmake/$program" "$folder/programs/"
-        # CUDA's own libraries are where there is a GPU to compute on; the others may not be.
-        ldd "$folder/cmake/$program" | awk '$3 ~ /\// && $1 !~ /^lib(c|m|pthread|rt|dl|gcc_s|stdc\+\+|cuda|cublas|cudart)/ {print $3}' |
+        # CUDA's own libraries are where there is a GPU to compute on, with a C library; the others may not be, or older.
+        ldd "$folder/cmake/$program" | awk '$3 ~ /\// && $1 !~ /^lib(c|m|pthread|rt|dl|cuda[^.]*|cublas[^.]*)\.so/ {print $3}' |
             xargs -I{} cp -Ln {} "$folder/programs/"
     done
     strip "$folder"/programs/*
@@ -36,7 +36,7 @@ run)
     out=${3:-out/gpu_check}
     mkdir -p "$out"
     tar -C "$folder" -xzf "$folder/programs.tar.gz"
-    export LD_LIBRARY_PATH="$folder/programs:${LD_LIBRARY_PATH:-}"
+    ours=(env "LD_LIBRARY_PATH=$folder/programs:${LD_LIBRARY_PATH:-}")
     table=$out/table.md
     ask() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1 || true; }
     {
@@ -64,10 +64,10 @@ run)
     }
 
     check_head
-    check 100 "tests" "$folder/programs/test_cuda"
+    check 100 "tests" "${ours[@]}" "$folder/programs/test_cuda"
     nvidia-smi --query-gpu=clocks.sm,clocks.mem --format=csv,noheader,nounits -lms 500 >"$out/clocks.csv" 2>/dev/null &
     clocks=$!
-    measure 90 bench.md "$folder/programs/bench_gpu"
+    measure 90 bench.md "${ours[@]}" "$folder/programs/bench_gpu"
     kill "$clocks" 2>/dev/null || true
     awk -F', ' '{if (NR == 1 || $1 < least) least = $1; if ($1 > most) most = $1; memory = $2}
         END {if (NR) printf "\nClocks meanwhile: %d to %d MHz, memory %d MHz.\n", least, most, memory}' "$out/clocks.csv" >>"$table"
@@ -78,7 +78,8 @@ run)
     few=("~a run of*" "~*trajectories*" "~*hidden state*" "~*equal runs*" "~a thousand steps*")
     for tool in memcheck racecheck initcheck synccheck; do
         if command -v compute-sanitizer >/dev/null; then
-            check 35 "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/programs/test_cuda" "${few[@]}"
+            check 35 "compute-sanitizer $tool" "${ours[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                "$folder/programs/test_cuda" "${few[@]}"
         else
             echo "| compute-sanitizer $tool | not on this machine |" >>"$table"
         fi
