@@ -1,6 +1,6 @@
 // Trained SAEs in use on the GPU give the codes and reconstructions that they give on the CPU: to the bit on whole
 // numbers.
-#include <cmath>
+#include <array>
 #include <limits>
 #include <memory>
 #include <string>
@@ -70,9 +70,11 @@ result on(const Device& device, arena<Device::memory>& scratch, const sae_weight
     arena<> of_host;
     return result_of(detail::download_codes(device, of_host, z), on_host(device, x_hat.data(), x_hat.size()));
 }
+// With nothing left that the CPU could use.
 sae_view remote(const sae_weights& weights) {
     sae_view sae(weights);
     sae.remote = std::make_shared<remote_sae_on<psae::cuda>>(psae::cuda(), sae);
+    sae.W_enc = sae.b_enc = sae.W_dec = sae.b_dec = nullptr;
     return sae;
 }
 

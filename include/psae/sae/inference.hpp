@@ -258,9 +258,7 @@ struct times_norm {
 };
 struct divided_by_norm {
     const float* norm;
-    PSAE_FN float load(codes_position<float> p) const {
-        return norm[p.col] > 0 ? p.value / norm[p.col] : p.value;
-    }
+    PSAE_FN float load(codes_position<float> p) const { return norm[p.col] > 0 ? p.value / norm[p.col] : p.value; }
 };
 
 // Whether all of x [rows, cols] are finite: what is not gives NaN when multiplied by 0.
