@@ -80,7 +80,7 @@ struct sae_weights : sae_description {
     std::vector<float> W_enc, b_enc, W_dec, b_dec;
 };
 
-// Where these and the other numbers of an SAE are, in the memory of one backend. Null: it has none of them.
+// Where these and the other numbers of an SAE are, in the memory of one backend. What it does not have is not read.
 struct sae_arrays {
     const float *W_enc, *b_enc, *W_dec, *b_dec, *threshold, *r_mag, *b_mag, *W_skip;
 };
@@ -118,7 +118,7 @@ struct sae_view : sae_description {
     }
 
     const float *W_enc, *b_enc, *W_dec, *b_dec;
-    std::shared_ptr<const remote_sae> remote;  // encodes and decodes in place of the CPU; null: the CPU does
+    std::shared_ptr<const remote_sae> remote{};  // encodes and decodes in place of the CPU; null: the CPU does
 };
 
 // Makes of an SAE one for tokens that have been multiplied by `scale`: h stays what it was. (SAELens folds the scale of
