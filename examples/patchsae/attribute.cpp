@@ -152,7 +152,8 @@ std::string listed(std::span<const psae::attributed_latent> latents) {
 }
 
 void run(state& s, const CLI::App& sub) {
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     psae::require_reconstruction(sae, s.sae);
     s.images.take_layer(sae.origin);
     image_options images = s.images;

@@ -62,7 +62,7 @@ void report_shared_pictures(const psae::image_list& classified, const psae::imag
 psae::class_latent_counts count_class_latents(const class_latent_options& options, const image_options& images,
                                               const psae::image_list& list,
                                               std::span<const std::int32_t> class_of_label, std::size_t classes,
-                                              const psae::vision_tower& tower, const psae::sae_weights& sae,
+                                              const psae::vision_tower& tower, const psae::sae_view& sae,
                                               const psae::cpu& device, std::size_t& skipped) {
     const auto labelled = psae::with_class(list, class_of_label);
     if (labelled.files.empty())

@@ -33,7 +33,8 @@ void print_classes(const psae::named_class_latents& l) {
 }
 
 void run(state& s, const CLI::App& sub) {
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     s.images.take_layer(sae.origin);
     const auto list = list_images(s.images);
     const std::filesystem::path out(s.out);

@@ -58,7 +58,7 @@ void run(state& s, const CLI::App& sub) {
     {
         progress bar("pictures", list.files.size());
         std::optional<psae::sae_view> in_place;
-        if (sae) in_place.emplace(*sae);
+        if (sae) in_place = on_chosen_device(*sae);
         result = psae::zero_shot_accuracy(device, *tower, task.classifier, pictures, task.classes.of_label, layer,
                                           in_place, [&](const psae::zero_shot_picture& p) {
                                               stop_if_interrupted();

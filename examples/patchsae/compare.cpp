@@ -337,7 +337,7 @@ void print_comparison(const comparison& c, const state& s) {
 
 // The work --------------------------------------------------------------------------------------------------------------
 
-void load(side& s, const state& options, const psae::image_list& list, const psae::sae_weights& sae,
+void load(side& s, const state& options, const psae::image_list& list, const psae::sae_description& sae,
           const psae::cpu& device) {
     s.tower = load_model(s.images.model, s.images.adapter);
     require_fit(sae, options.sae, s.tower->width(), s.images.model);
@@ -348,7 +348,7 @@ psae::picture_reader pictures_of(const side& s, const psae::image_list& list) {
     return read_pictures(list, s.images, psae::read_preprocessing(s.images.model, s.tower->image_size()));
 }
 
-void find_fired(side& s, const comparison& c, const state& options, const psae::sae_weights& sae,
+void find_fired(side& s, const comparison& c, const state& options, const psae::sae_view& sae,
                 const psae::cpu& device) {
     auto pictures = pictures_of(s, c.pictures);
     progress bar(s.name + " model, pictures", c.pictures.files.size());
@@ -364,7 +364,7 @@ void find_fired(side& s, const comparison& c, const state& options, const psae::
 }
 
 // The counts that choose the latents: of training pictures, or of the same ones.
-void count(comparison& c, const state& s, const psae::sae_weights& sae, const psae::cpu& device) {
+void count(comparison& c, const state& s, const psae::sae_view& sae, const psae::cpu& device) {
     if (!s.has_training_pictures()) {
         c.base.counts = c.base.fired.counts;
         c.adapted.counts = c.adapted.fired.counts;
@@ -387,7 +387,7 @@ void count(comparison& c, const state& s, const psae::sae_weights& sae, const ps
     }
 }
 
-void classify(side& s, const comparison& c, const psae::sae_weights& sae, const psae::cpu& device) {
+void classify(side& s, const comparison& c, const psae::sae_view& sae, const psae::cpu& device) {
     auto pictures = pictures_of(s, c.pictures);
     progress bar(s.name + " model, classified", c.pictures.files.size());
     psae::intervention_options options{.rankings = c.sets.rankings};
@@ -404,7 +404,8 @@ void classify(side& s, const comparison& c, const psae::sae_weights& sae, const 
 }
 
 void run(state& s, const CLI::App& sub) {
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     psae::require_reconstruction(sae, s.sae);
     const auto ks = numbers_of_latents(s.ks, sae.d_sae, s.sae);
     s.images.take_layer(sae.origin);

@@ -12,7 +12,8 @@ struct state {
 
 void run(state& s, const CLI::App& sub) {
     prepare_folder_of(s.out);
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     s.images.take_layer(sae.origin);
     const psae::cpu device(s.common.threads);
     std::vector<float> data;

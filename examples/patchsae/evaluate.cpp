@@ -40,12 +40,16 @@ struct evaluation {
 void evaluate_on_activations(const state& s, evaluation& e) {
     const psae::cpu device(s.common.threads);
     psae::arena<> scratch;
+    std::vector<psae::sae_view> saes;
     std::vector<psae::reconstruction_sums> sums;
-    for (const auto& sae : e.saes) sums.emplace_back(sae.sae.d_in, sae.sae.d_sae);
+    for (const auto& sae : e.saes) {
+        saes.push_back(on_chosen_device(sae.sae));
+        sums.emplace_back(sae.sae.d_in, sae.sae.d_sae);
+    }
     const auto add = [&](const std::vector<float>& x, std::size_t d, std::size_t tokens_per_image) {
-        for (std::size_t i = 0; i < e.saes.size(); ++i) {
+        for (std::size_t i = 0; i < saes.size(); ++i) {
             stop_if_interrupted();
-            psae::evaluate_rows(device, scratch, e.saes[i].sae, x.data(), x.size() / d, sums[i], tokens_per_image);
+            psae::evaluate_rows(device, scratch, saes[i], x.data(), x.size() / d, sums[i], tokens_per_image);
         }
     };
     if (!is_store(s.activations)) {
@@ -95,7 +99,7 @@ void evaluate_on_pictures(state& s, evaluation& e) {
         image_options its_own = s.images;
         its_own.take_layer(sae.sae.origin);
         sae.layer = long(tower->hidden_index(its_own.layer));
-        saes.push_back({psae::sae_view(sae.sae), std::size_t(*sae.layer)});
+        saes.push_back({on_chosen_device(sae.sae), std::size_t(*sae.layer)});
     }
     std::optional<zero_shot_task> task;
     if (list.class_names.empty())

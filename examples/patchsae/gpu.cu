@@ -1,7 +1,9 @@
 #include <psae/cuda.hpp>
 
+#include <psae/sae/device_sae.hpp>
 #include <psae/vit/load_clip.hpp>
 
+#include "encoders.hpp"
 #include "gpu.hpp"
 #include "gpu_runs.hpp"
 
@@ -15,6 +17,10 @@ int count_gpus() {
 std::unique_ptr<psae::vision_tower> load_gpu_model(const std::filesystem::path& directory,
                                                    const psae::maple_adapter* adapter, int gpu) {
     return psae::load_clip_vision(directory, psae::known_clip_configs{}, adapter, psae::cuda(gpu));
+}
+
+std::shared_ptr<const psae::remote_sae> load_gpu_sae(const psae::sae_view& sae, int gpu) {
+    return std::make_shared<psae::remote_sae_on<psae::cuda>>(psae::cuda(gpu), sae);
 }
 
 template <class Variant>

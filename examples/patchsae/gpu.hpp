@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 
+#include <psae/sae/inference.hpp>
 #include <psae/vit/clip_vision.hpp>
 #include <psae/vit/maple_adapter.hpp>
 
@@ -15,5 +16,8 @@ int count_gpus();
 // As psae::load_clip_vision: a tower whose blocks run on that GPU.
 std::unique_ptr<psae::vision_tower> load_gpu_model(const std::filesystem::path& directory,
                                                    const psae::maple_adapter* adapter, int gpu);
+
+// A copy of a trained SAE that encodes and decodes on that GPU.
+std::shared_ptr<const psae::remote_sae> load_gpu_sae(const psae::sae_view& sae, int gpu);
 
 }  // namespace patchsae

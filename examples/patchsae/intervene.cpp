@@ -62,7 +62,7 @@ std::vector<psae::latent_value> parse_values(const std::vector<std::string>& tex
 // The rows of a file of class-level latents in the order of the classes. What they were counted by is that file's: what
 // was asked for otherwise is refused, and what was not becomes so.
 psae::class_latent_counts read_counts(state& s, CLI::App& sub, const psae::named_classes& named,
-                                      const psae::sae_weights& sae) {
+                                      const psae::sae_description& sae) {
     auto file = psae::read_class_latents_npz(s.class_latents);
     if (file.counts.latents != sae.d_sae)
         throw psae::error("class-level latents and SAE do not fit", s.class_latents + " and " + s.sae,
@@ -310,7 +310,8 @@ void run(state& s, CLI::App& sub) {
         s.random = 0;
         s.counting.count = "tokens";
     }
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     psae::require_reconstruction(sae, s.sae);
     psae::require_settable(values, sae.d_sae);
     const auto ks = numbers_of_latents(s.ks, sae.d_sae, s.sae);

@@ -16,7 +16,7 @@ struct state {
     std::vector<std::size_t> latents;
 };
 
-void write_grids(const state& s, const psae::cpu& device, const psae::sae_weights& sae,
+void write_grids(const state& s, const psae::cpu& device, const psae::sae_view& sae,
                  const psae::labelled_summary& latents, const std::vector<std::size_t>& chosen) {
     if (chosen.empty()) return;
     std::size_t missing = 0;
@@ -35,7 +35,8 @@ void write_grids(const state& s, const psae::cpu& device, const psae::sae_weight
 }
 
 void run(state& s) {
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     s.images.take_layer(sae.origin);
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)

@@ -31,7 +31,8 @@ std::size_t patch_number(const std::string& text, std::size_t grid) {
 }
 
 void run(state& s) {
-    const auto sae = load_sae(s.sae);
+    const auto weights = load_sae(s.sae);
+    const auto sae = on_chosen_device(weights);
     s.images.take_layer(sae.origin);
     for (const std::size_t f : s.latents)
         if (f >= sae.d_sae)

@@ -31,6 +31,14 @@ psae::clip_text_model load_text_model(const std::filesystem::path& directory, co
 
 psae::sae_weights load_sae(const std::filesystem::path& path) { return psae::read_sae(path); }
 
+psae::sae_view on_chosen_device(const psae::sae_weights& sae) {
+    psae::sae_view view(sae);
+#ifdef PATCHSAE_CUDA
+    if (chosen_gpu() >= 0) view.remote = load_gpu_sae(sae, chosen_gpu());
+#endif
+    return view;
+}
+
 }  // namespace patchsae
 
 PATCHSAE_ENCODER(psae::relu);

@@ -36,6 +36,9 @@ psae::sae_weights load_sae(const std::filesystem::path& path);
 // and there is one.
 int chosen_gpu();
 
+// The SAE as it is used on the device that --device chooses.
+psae::sae_view on_chosen_device(const psae::sae_weights& sae);
+
 // Options ------------------------------------------------------------------------------------------------------------
 
 struct common_options {

@@ -19,7 +19,7 @@ constexpr std::size_t side = 176;
 }  // namespace
 
 std::vector<std::vector<psae::reference_image>> reference_images(const image_options& options, const psae::cpu& device,
-                                                                 const psae::sae_weights& sae,
+                                                                 const psae::sae_view& sae,
                                                                  const psae::labelled_summary& latents,
                                                                  const std::vector<std::size_t>& chosen,
                                                                  std::size_t count, std::size_t& missing) {

@@ -12,7 +12,7 @@ namespace patchsae {
 // in `missing`), cut to what the model sees, and run through model and SAE for the maps. With an empty options.model
 // there are no maps, and the whole pictures.
 std::vector<std::vector<psae::reference_image>> reference_images(const image_options& options, const psae::cpu& device,
-                                                                 const psae::sae_weights& sae,
+                                                                 const psae::sae_view& sae,
                                                                  const psae::labelled_summary& latents,
                                                                  const std::vector<std::size_t>& chosen,
                                                                  std::size_t count, std::size_t& missing);

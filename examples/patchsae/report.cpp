@@ -334,7 +334,7 @@ void add_latents_of(const state& s, const psae::sae_weights& sae, image_options 
     }
     const psae::cpu device(s.common.threads);
     std::size_t missing = 0;
-    auto pictures = reference_images(images, device, sae, latents, chosen, s.top, missing);
+    auto pictures = reference_images(images, device, on_chosen_device(sae), latents, chosen, s.top, missing);
     if (missing > 0)
         page.notes.push_back(fmt::format(
             "{} top images could not be read and are left out. Their paths are those given to `patchsae latents`; "

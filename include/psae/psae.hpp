@@ -26,6 +26,7 @@
 #include <psae/grad/check.hpp>
 #include <psae/sae/activation_stream.hpp>
 #include <psae/sae/batch_topk.hpp>
+#include <psae/sae/device_sae.hpp>
 #include <psae/sae/evaluation.hpp>
 #include <psae/sae/gated.hpp>
 #include <psae/sae/geometric_median.hpp>

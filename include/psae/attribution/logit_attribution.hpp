@@ -79,7 +79,8 @@ struct attribution_path {
         scratch.release_to(mark);
         if (!image.error_term) end = change;
         for (std::size_t i = 0; i < change.size(); ++i) change[i] -= silent[i];
-        for (std::size_t t = 0; t < none.tokens; ++t) slope.push_back(scale_of(sae, image.x + t * d).multiplier);
+        for (std::size_t t = 0; t < none.tokens; ++t)
+            slope.push_back(token_scaling(sae).of(image.x + t * d).multiplier);
         if (sae.rescaled) {
             cpu own = device;
             row_scale.resize(sae.d_sae);

@@ -4,10 +4,13 @@
 //   psae::arena<> scratch;
 //   auto z = psae::encode_rows(device, scratch, sae, x, n);      // sae: sae_weights, as read_sae gives them
 //   psae::decode_rows(device, sae, z, x, x_hat);
+//
+// On another device by the same names: sae/device_sae.hpp.
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +18,8 @@
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/encode.hpp>
 #include <psae/cpu/gemm.hpp>
+#include <psae/cpu/pointwise.hpp>
+#include <psae/expr/functors.hpp>
 #include <psae/sae/evaluation.hpp>
 #include <psae/stage/encode.hpp>
 
@@ -75,6 +80,20 @@ struct sae_weights : sae_description {
     std::vector<float> W_enc, b_enc, W_dec, b_dec;
 };
 
+// Where these and the other numbers of an SAE are, in the memory of one backend. What it does not have is not read.
+struct sae_arrays {
+    const float *W_enc, *b_enc, *W_dec, *b_dec, *threshold, *r_mag, *b_mag, *W_skip;
+};
+
+// A trained SAE in use on another device than the CPU. All arrays are the host's; one call at a time.
+class remote_sae {
+public:
+    virtual ~remote_sae() = default;
+    // As encode_rows and decode_rows.
+    virtual codes_view<float> encode(arena<>& scratch, const float* x, std::size_t n) const = 0;
+    virtual void decode(const codes_view<float>& z, const float* x, float* x_hat) const = 0;
+};
+
 // The same without owning them, such as the parameters of a variant in training.
 struct sae_view : sae_description {
     sae_view(const sae_weights& s)
@@ -94,7 +113,12 @@ struct sae_view : sae_description {
         else if constexpr (requires { v.k; }) architecture = "topk", k = v.k;
     }
 
+    sae_arrays arrays() const {
+        return {W_enc, b_enc, W_dec, b_dec, threshold.data(), r_mag.data(), b_mag.data(), W_skip.data()};
+    }
+
     const float *W_enc, *b_enc, *W_dec, *b_dec;
+    std::shared_ptr<const remote_sae> remote{};  // encodes and decodes in place of the CPU; null: the CPU does
 };
 
 // Makes of an SAE one for tokens that have been multiplied by `scale`: h stays what it was. (SAELens folds the scale of
@@ -180,20 +204,204 @@ struct gate {
 struct token_scale {
     float shift = 0, divisor = 1, multiplier = 1;
 };
-inline token_scale scale_of(const sae_description& sae, const float* x) {
-    if (sae.scaling == input_scaling::none)
-        return {0, float(1 / sae.activation_scale), float(1 / sae.activation_scale)};
-    const std::size_t d = sae.d_in;
-    double sum = 0, squares = 0;
-    for (std::size_t c = 0; c < d; ++c) sum += double(x[c]);
-    const double shift = sae.scaling == input_scaling::layer_norm ? sum / double(d) : 0.0;
-    for (std::size_t c = 0; c < d; ++c) squares += (double(x[c]) - shift) * (double(x[c]) - shift);
-    if (sae.scaling == input_scaling::layer_norm) {
-        const double deviation = d > 1 ? std::sqrt(squares / double(d - 1)) : 0.0;
-        return {float(shift), float(deviation + 1e-5), float(deviation)};
+// How they follow from a token.
+struct token_scaling {
+    explicit token_scaling(const sae_description& sae)
+        : scaling(sae.scaling), activation_scale(sae.activation_scale), d(sae.d_in) {}
+
+    PSAE_FN token_scale of(const float* x) const {
+        if (scaling == input_scaling::none) return {0, float(1 / activation_scale), float(1 / activation_scale)};
+        double sum = 0, squares = 0;
+        for (std::size_t c = 0; c < d; ++c) sum += double(x[c]);
+        const double shift = scaling == input_scaling::layer_norm ? sum / double(d) : 0.0;
+        for (std::size_t c = 0; c < d; ++c) squares += (double(x[c]) - shift) * (double(x[c]) - shift);
+        if (scaling == input_scaling::layer_norm) {
+            const double deviation = d > 1 ? std::sqrt(squares / double(d - 1)) : 0.0;
+            return {float(shift), float(deviation + 1e-5), float(deviation)};
+        }
+        const double scale = squares > 0 ? std::sqrt(squares / double(d)) : 1.0;
+        return {0, float(scale), float(scale)};
     }
-    const double scale = squares > 0 ? std::sqrt(squares / double(d)) : 1.0;
-    return {0, float(scale), float(scale)};
+
+    input_scaling scaling;
+    double activation_scale;
+    std::size_t d;
+};
+// One of these numbers for each token, as a column [n, 1].
+struct token_scale_node {
+    using value_type = float;
+    using shape_type = psae::shape<dyn, 1>;
+    token_scaling scaling;
+    float token_scale::*number;
+    const float* x;
+    std::size_t tokens;
+
+    PSAE_FN shape_type shape() const { return shape_type{tokens}; }
+    template <class P>
+    PSAE_FN float load(P p) const {
+        return scaling.of(x + p.row * scaling.d).*number;
+    }
+};
+template <class Backend>
+auto token_scales(Backend& device, arena<Backend::memory>& scratch, const sae_description& sae,
+                  float token_scale::*number, const float* x, std::size_t n) {
+    using column = psae::shape<dyn, 1>;
+    const view<float, column, Backend::memory> numbers{scratch.template allocate<float>(n), column{n}};
+    assign(device, numbers, token_scale_node{token_scaling(sae), number, x, n});
+    return numbers;
+}
+
+// Codes times their latents' norms, and divided by them. A decoder row of zeros adds nothing, whatever its code is.
+struct times_norm {
+    const float* norm;
+    PSAE_FN float load(codes_position<float> p) const { return p.value * norm[p.col]; }
+};
+struct divided_by_norm {
+    const float* norm;
+    PSAE_FN float load(codes_position<float> p) const { return norm[p.col] > 0 ? p.value / norm[p.col] : p.value; }
+};
+
+// Whether all of x [rows, cols] are finite: what is not gives NaN when multiplied by 0.
+template <class Backend>
+bool all_finite(Backend& device, arena<Backend::memory>& scratch, const float* x, std::size_t rows, std::size_t cols) {
+    using matrix = psae::shape<dyn, dyn>;
+    const auto mark = scratch.position();
+    float* sum = scratch.template allocate<float>(1);
+    total(device, scratch, sum, const_view<float, matrix, Backend::memory>{x, matrix{rows, cols}} * 0, rows, cols);
+    const float result = read(device, static_cast<const float*>(sum));
+    scratch.release_to(mark);
+    return result == 0;
+}
+
+// How many entries codes in a backend's memory have.
+template <class Backend>
+std::size_t count_entries(const Backend& device, const codes_view<float>& z) {
+    return z.tokens == 0 ? 0 : read(device, z.offsets + z.tokens);
+}
+
+// Codes in a backend's memory as codes of the host.
+template <class Backend>
+codes_view<float> download_codes(const Backend& device, arena<>& scratch, const codes_view<float>& z) {
+    const std::size_t entries = count_entries(device, z);
+    auto* offsets = scratch.allocate<std::size_t>(z.tokens + 1);
+    auto* latent = scratch.allocate<std::uint32_t>(entries);
+    auto* value = scratch.allocate<float>(entries);
+    offsets[0] = 0;
+    if (z.tokens > 0) download(device, offsets, z.offsets, z.tokens + 1);
+    download(device, latent, z.latent, entries);
+    download(device, value, z.value, entries);
+    codes_view<float> copy;
+    copy.tokens = z.tokens, copy.latents = z.latents, copy.room = entries;
+    copy.offsets = offsets, copy.latent = latent, copy.value = value;
+    return copy;
+}
+
+template <class Backend>
+void require_finite_tokens(Backend& device, arena<Backend::memory>& scratch, const float* x, std::size_t n,
+                           std::size_t d) {
+    if (all_finite(device, scratch, x, n, d)) return;
+    std::vector<float> of_host(n * d);
+    download(device, of_host.data(), x, n * d);
+    const auto i = static_cast<std::size_t>(
+        std::find_if(of_host.begin(), of_host.end(), [](float v) { return !std::isfinite(v); }) - of_host.begin());
+    throw error("activation is not finite", "row " + std::to_string(i / d) + ", column " + std::to_string(i % d));
+}
+template <class Backend>
+void require_finite_codes(Backend& device, arena<Backend::memory>& scratch, const codes_view<float>& z) {
+    if (all_finite(device, scratch, z.value, 1, count_entries(device, z))) return;
+    arena<> of_host;
+    const codes_view<float> found = download_codes(device, of_host, z);
+    std::size_t row = 0, i = 0;
+    while (std::isfinite(found.value[i])) ++i;
+    while (found.offsets[row + 1] <= i) ++row;
+    throw error("code is not finite", "row " + std::to_string(row) + ", latent " + std::to_string(found.latent[i]), "",
+                "the activations are too large for this SAE");
+}
+
+// What the encoder's product takes of rows x [n, d_in]: scaled and centred.
+template <class Backend>
+const float* encoder_input(Backend& device, arena<Backend::memory>& scratch, const sae_description& sae,
+                           const sae_arrays& arrays, const float* x, std::size_t n) {
+    using matrix = psae::shape<dyn, dyn>;
+    using row = psae::shape<dyn>;
+    const std::size_t d = sae.d_in;
+    const_view<float, matrix, Backend::memory> tokens{x, matrix{n, d}};
+    if (!sae.scales_tokens() && !sae.centred_input) return x;
+    const view<float, matrix, Backend::memory> input{scratch.template allocate<float>(n * d), matrix{n, d}};
+    if (sae.scales_tokens()) {
+        const auto shift = token_scales(device, scratch, sae, &token_scale::shift, x, n),
+                   divisor = token_scales(device, scratch, sae, &token_scale::divisor, x, n);
+        assign(device, input, (tokens - shift) / divisor);
+        tokens = input;
+    }
+    if (sae.centred_input)
+        assign(device, input, tokens - const_view<float, row, Backend::memory>{arrays.b_dec, row{d}});
+    return input.data;
+}
+
+// encode_rows and decode_rows for an SAE whose arrays are in the backend's memory, as are x, the codes and x_hat.
+template <class Backend>
+codes_view<float> encode_rows_with(Backend device, arena<Backend::memory>& scratch, const sae_description& sae,
+                                   const sae_arrays& arrays, const float* x, std::size_t n) {
+    using by_latent = psae::shape<dyn>;
+    const std::size_t d = sae.d_in, F = sae.d_sae;
+    require_finite_tokens(device, scratch, x, n, d);
+    const float* input = encoder_input(device, scratch, sae, arrays, x, n);
+    codes_view<float> z;
+    const auto encode_with = [&](const auto& activation) {
+        encode(device, scratch, z, input, n, d, arrays.W_enc, arrays.b_enc, F, activation, nullptr);
+    };
+    // Numbers by latent that follow from others.
+    const auto numbers_of = [&](const auto& functor, const float* from) {
+        const view<float, by_latent, Backend::memory> numbers{scratch.template allocate<float>(F), by_latent{F}};
+        assign(device, numbers, map(functor, const_view<float, by_latent, Backend::memory>{from, by_latent{F}}));
+        return static_cast<const float*>(numbers.data);
+    };
+    if (sae.architecture == "topk" && (sae.rescaled || !sae.rectified)) {
+        float* weight = scratch.template allocate<float>(F);
+        if (sae.rescaled) row_norms(device, weight, arrays.W_dec, F, sae.outputs());
+        else fill(device, weight, F, 1.0f);
+        encode_with(weighted_top_k<float>{{sae.k}, weight, sae.rectified});
+        if (sae.rescaled) {
+            float* value = scratch.template allocate<float>(z.room);
+            codes_assign(device, value, z, times_norm{weight}, write::overwrite);
+            z.value = value;
+        }
+    } else if (sae.architecture == "topk") {
+        encode_with(top_k{sae.k});
+    } else if (sae.architecture == "jumprelu") {
+        encode_with(above<float>{numbers_of(rectifier{}, arrays.threshold)});
+    } else if (sae.architecture == "gated") {
+        encode_with(gate{arrays.b_enc, numbers_of(exponential{}, arrays.r_mag), arrays.b_mag});
+    } else {
+        encode_with(relu{});
+    }
+    require_finite_codes(device, scratch, z);
+    return z;
+}
+template <class Backend>
+void decode_rows_with(Backend device, arena<Backend::memory>& scratch, const sae_description& sae,
+                      const sae_arrays& arrays, const codes_view<float>& z, const float* x, float* x_hat) {
+    using matrix = psae::shape<dyn, dyn>;
+    const std::size_t d = sae.d_in, d_out = sae.outputs(), n = z.tokens;
+    const auto mark = scratch.position();
+    const float* value = z.value;
+    if (sae.rescaled) {
+        float* norm = scratch.template allocate<float>(sae.d_sae);
+        float* unscaled = scratch.template allocate<float>(count_entries(device, z));
+        row_norms(device, norm, arrays.W_dec, sae.d_sae, d_out);
+        codes_assign(device, unscaled, z, divided_by_norm{norm}, write::overwrite);
+        value = unscaled;
+    }
+    sparse_decode(device, x_hat, z, value, arrays.W_dec, arrays.b_dec, d_out);
+    if (sae.scales_tokens()) {
+        const auto multiplier = token_scales(device, scratch, sae, &token_scale::multiplier, x, n),
+                   shift = token_scales(device, scratch, sae, &token_scale::shift, x, n);
+        const view<float, matrix, Backend::memory> output{x_hat, matrix{n, d_out}};
+        assign(device, output, output * multiplier + shift);
+    }
+    if (!sae.W_skip.empty()) gemm(device, false, true, n, d_out, d, 1.0f, x, d, arrays.W_skip, d, 1.0f, x_hat, d_out);
+    scratch.release_to(mark);
 }
 
 }  // namespace detail
@@ -201,80 +409,17 @@ inline token_scale scale_of(const sae_description& sae, const float* x) {
 // Codes of rows x [n, d_in], in memory of the arena. psae::error if a value or a code is not finite.
 inline codes_view<float> encode_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
                                      std::size_t n) {
-    const std::size_t d = sae.d_in;
-    for (std::size_t i = 0; i < n * d; ++i)
-        if (!std::isfinite(x[i]))
-            throw error("activation is not finite",
-                        "row " + std::to_string(i / d) + ", column " + std::to_string(i % d));
-    float* input = scratch.allocate<float>(n * d);
-    device.parallel_for(n, [&](std::size_t r) {
-        const detail::token_scale s = detail::scale_of(sae, x + r * d);
-        for (std::size_t c = 0; c < d; ++c) {
-            const float scaled = (x[r * d + c] - s.shift) / s.divisor;
-            input[r * d + c] = sae.centred_input ? scaled - sae.b_dec[c] : scaled;
-        }
-    });
-    codes_view<float> z;
-    cpu own = device;
-    const auto encode_with = [&](const auto& activation) {
-        encode(own, scratch, z, static_cast<const float*>(input), n, d, sae.W_enc, sae.b_enc, sae.d_sae, activation,
-               nullptr);
-    };
-    if (sae.architecture == "topk" && (sae.rescaled || !sae.rectified)) {
-        float* weight = scratch.allocate<float>(sae.d_sae);
-        if (sae.rescaled) row_norms(own, weight, sae.W_dec, sae.d_sae, sae.outputs());
-        else std::fill_n(weight, sae.d_sae, 1.0f);
-        encode_with(weighted_top_k<float>{{sae.k}, weight, sae.rectified});
-        if (sae.rescaled) {
-            float* value = scratch.allocate<float>(z.entries());
-            for (std::size_t i = 0; i < z.entries(); ++i) value[i] = z.value[i] * weight[z.latent[i]];
-            z.value = value;
-        }
-    } else if (sae.architecture == "topk") {
-        encode_with(top_k{sae.k});
-    } else if (sae.architecture == "jumprelu") {
-        float* floor = scratch.allocate<float>(sae.d_sae);
-        for (std::size_t f = 0; f < sae.d_sae; ++f) floor[f] = std::max(sae.threshold[f], 0.0f);
-        encode_with(above<float>{floor});
-    } else if (sae.architecture == "gated") {
-        float* scale = scratch.allocate<float>(sae.d_sae);
-        for (std::size_t f = 0; f < sae.d_sae; ++f) scale[f] = std::exp(sae.r_mag[f]);
-        encode_with(detail::gate{sae.b_enc, scale, sae.b_mag.data()});
-    } else {
-        encode_with(relu{});
-    }
-    for (std::size_t r = 0; r < n; ++r)
-        for (std::size_t i = z.offsets[r]; i < z.offsets[r + 1]; ++i)
-            if (!std::isfinite(z.value[i]))
-                throw error("code is not finite",
-                            "row " + std::to_string(r) + ", latent " + std::to_string(z.latent[i]), "",
-                            "the activations are too large for this SAE");
-    return z;
+    if (sae.remote != nullptr) return sae.remote->encode(scratch, x, n);
+    return detail::encode_rows_with(device, scratch, sae, sae.arrays(), x, n);
 }
 
 // Reconstructions x_hat [n, d_in] of rows x [n, d_in] from their codes z; the output y_hat [n, d_out] of a transcoder. (x
 // is read for its scale and for the skip connection only.)
 inline void decode_rows(const cpu& device, const sae_view& sae, const codes_view<float>& z, const float* x,
                         float* x_hat) {
-    const std::size_t d = sae.d_in, d_out = sae.outputs();
-    cpu own = device;
-    std::vector<float> unscaled;
-    if (sae.rescaled) {
-        std::vector<float> norms(sae.d_sae);
-        row_norms(own, norms.data(), sae.W_dec, sae.d_sae, d_out);
-        unscaled.assign(z.value, z.value + z.entries());
-        for (std::size_t i = 0; i < unscaled.size(); ++i)  // a row of zeros adds nothing, whatever its code is
-            if (const float norm = norms[z.latent[i]]; norm > 0) unscaled[i] /= norm;
-    }
-    sparse_decode(own, x_hat, z, sae.rescaled ? unscaled.data() : z.value, sae.W_dec, sae.b_dec, d_out);
-    if (sae.scales_tokens())
-        device.parallel_for(z.tokens, [&](std::size_t r) {
-            const detail::token_scale s = detail::scale_of(sae, x + r * d);
-            for (std::size_t c = 0; c < d_out; ++c)
-                x_hat[r * d_out + c] = x_hat[r * d_out + c] * s.multiplier + s.shift;
-        });
-    if (!sae.W_skip.empty())
-        gemm(device, false, true, z.tokens, d_out, d, 1.0f, x, d, sae.W_skip.data(), d, 1.0f, x_hat, d_out);
+    if (sae.remote != nullptr) return sae.remote->decode(z, x, x_hat);
+    arena<> scratch;
+    detail::decode_rows_with(device, scratch, sae, sae.arrays(), z, x, x_hat);
 }
 
 // The codes of rows x [n, d_in], a few hundred rows at a time, since dense codes of more take much memory:
