@@ -43,25 +43,27 @@ public:
             blocks_.emplace_back().read(vision.below("encoder.layers." + std::to_string(i) + "."));
     }
 
+    // In all of these, Operand is the type in which activations that only products read are written: T, or bf16.
+
     // Hidden state 0, [images * tokens, d]. pixels: [images, 3, side, side].
-    template <operand X>
+    template <class Operand = T, operand X>
     auto embed(const X& pixels) const {
-        return pre_norm(patch_embedding(pixels, W_patch_, class_embedding_, position_, Config::patch));
+        return pre_norm(patch_embedding<Operand>(pixels, W_patch_, class_embedding_, position_, Config::patch));
     }
     // The layer norm before the blocks, [n, d]. x: any rows of embeddings.
     template <operand X>
     auto pre_norm(const X& x) const {
         return layer_norm(x, pre_gain_, pre_shift_, eps);
     }
-    // Hidden state i + 1 from hidden state i. tokens: of an image.
-    template <operand X>
-    auto block(std::size_t i, const X& x, std::size_t tokens = Config::tokens) const {
-        return blocks_[i](x, tokens);
+    // Hidden state i + 1 from hidden state i. tokens: of an image; place: see transformer_block.
+    template <class Operand = T, operand X>
+    auto block(std::size_t i, const X& x, std::size_t tokens = Config::tokens, T* place = nullptr) const {
+        return blocks_[i].template operator()<Operand>(x, tokens, place);
     }
     // Image embeddings [images, projection] from the last hidden state, not normalised. tokens: of an image.
-    template <operand X>
+    template <class Operand = T, operand X>
     auto project(const X& x, std::size_t tokens = Config::tokens) const {
-        return matmul(layer_norm(class_tokens(x, tokens), post_gain_, post_shift_, eps), W_projection_);
+        return matmul(layer_norm<Operand>(class_tokens(x, tokens), post_gain_, post_shift_, eps), W_projection_);
     }
 
 private:
@@ -157,7 +159,7 @@ public:
         arena<> scratch;
         float* first = prompts_.rows[0].data();
         infer(cpu(1), scratch, first, tokens_shape{prompts_.count}, first, prompts_.count * Config::width,
-              [&](const auto& x) { return model_.pre_norm(x); });
+              [&](const auto& x, auto) { return model_.pre_norm(x); });
     }
 
     const char* name() const override { return Config::name; }
@@ -172,7 +174,9 @@ public:
                float* tokens) const override {
         constexpr std::size_t own = Config::tokens * Config::width;
         infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens, images * own,
-              [&](const auto& x) { return model_.embed(x); });
+              [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                  return model_.template embed<Operand>(x);
+              });
         if (prompts() == 0) return;
         for (std::size_t i = images; i-- > 0;)  // to their places among prompts, the last image first
             std::copy_backward(tokens + i * own, tokens + (i + 1) * own,
@@ -192,13 +196,16 @@ public:
         const std::size_t each = this->tokens(), size = images * Config::projection;
         const tokens_shape extents{images * each};
         if (normalised)
-            infer(device, scratch, tokens, extents, embeds, size, [&](const auto& x) {
-                const auto e = model_.project(x, each);
-                return e / norm(e);
-            });
+            infer(device, scratch, tokens, extents, embeds, size,
+                  [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                      const auto e = model_.template project<Operand>(x, each);
+                      return e / norm(e);
+                  });
         else
             infer(device, scratch, tokens, extents, embeds, size,
-                  [&](const auto& x) { return model_.project(x, each); });
+                  [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                      return model_.template project<Operand>(x, each);
+                  });
     }
     float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                         const float* direction, float* gradient) const override {
@@ -230,18 +237,24 @@ private:
         upload(device_, there, from, count);
         return there;
     }
-    // out [count] = stages(x).
+    // out [count] = stages(x, std::type_identity of the operands' type).
     template <class Shape, class Stages>
     void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out, std::size_t count,
                const Stages& stages) const {
+        const auto in_memory = [&](const auto& backend, auto& memory, const float* in, float* result) {
+            detail::with_operand_type(backend, [&](auto operands) {
+                detail::infer(backend, memory, in, extents, result,
+                              [&](const auto& input) { return stages(input, operands); });
+            });
+        };
         if constexpr (on_host) {
-            detail::infer(device, scratch, x, extents, out, stages);
+            in_memory(device, scratch, x, out);
         } else {
             make_current(device_);
             memory_.reset();
             const float* in = uploaded(x, extents.size());
             float* result = memory_.template allocate<float>(count);
-            detail::infer(device_, memory_, in, extents, result, stages);
+            in_memory(device_, memory_, in, result);
             download(device_, out, result, count);
         }
     }
@@ -249,9 +262,13 @@ private:
     void run_blocks(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
                     std::size_t last) const {
         const auto blocks = [&](const auto& backend, auto& memory, float* x) {
-            detail::infer_blocks<Config::width, Config::mlp>(
-                backend, memory, x, images, this->tokens(), first, last,
-                [&](std::size_t b, const auto& h) { return model_.block(b, h, this->tokens()); });
+            detail::with_operand_type(backend, [&]<class Operand>(std::type_identity<Operand>) {
+                detail::infer_blocks<Config::width>(backend, memory, x, images, this->tokens(),
+                                                    sizeof(Operand) * Config::mlp, first, last,
+                                                    [&](std::size_t b, const auto& h, float* place) {
+                                                        model_.template block<Operand>(b, h, this->tokens(), place);
+                                                    });
+            });
         };
         if constexpr (on_host) {
             blocks(device, scratch, tokens);
