@@ -12,8 +12,9 @@ namespace patchsae {
 // How many GPUs can be used; 0 if there is no driver.
 int count_gpus();
 
-// As psae::load_clip_vision: a tower whose blocks run on that GPU.
+// As psae::load_clip_vision: a tower that runs on that GPU.
 std::unique_ptr<psae::vision_tower> load_gpu_model(const std::filesystem::path& directory,
-                                                   const psae::maple_adapter* adapter, int gpu);
+                                                   const psae::maple_adapter* adapter, int gpu,
+                                                   psae::precision products);
 
 }  // namespace patchsae
