@@ -81,10 +81,17 @@ psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::
         crc = crc_of(crc, name.c_str(), name.size() + 1);
         crc = crc_of(crc, &bytes, sizeof bytes);
     }
-    return {{"list", fmt::format("{} pictures, names and sizes crc32 {:08x}", list.files.size(), crc)},
-            {"model", fmt::format("{}, {}", tower.name(), crc_of_weights(images))},
-            {"layer", std::to_string(layer)},
-            {"preprocessing", fmt::format("crc32 {:08x}", crc_of(0, &how, sizeof how))}};
+    psae::run_identity identity{
+        {"list", fmt::format("{} pictures, names and sizes crc32 {:08x}", list.files.size(), crc)},
+        {"model", fmt::format("{}, {}", tower.name(), crc_of_weights(images))},
+        {"layer", std::to_string(layer)},
+        {"preprocessing", fmt::format("crc32 {:08x}", crc_of(0, &how, sizeof how))}};
+    if (chosen_gpu() >= 0) {
+        constexpr const char* names[] = {"fp32", "tf32", "bf16"};
+        identity["device"] = "cuda";  // its sums have another order
+        identity["precision"] = names[static_cast<int>(chosen_precision())];
+    }
+    return identity;
 }
 
 bool is_store(const std::filesystem::path& path) {

@@ -20,7 +20,8 @@ std::vector<float> read_activations(const std::string& path, std::size_t& d);
 unsigned long crc_of(unsigned long crc, const void* bytes, std::size_t count);
 
 // What decides the tokens of hidden state `layer` for the pictures of a list: their names (without folders) and sizes in
-// order, the model's architecture and vision weights with those of its adapter, the preprocessing.
+// order, the model's architecture and vision weights with those of its adapter, the preprocessing; and if it is not the
+// CPU that computes, the device and its precision.
 psae::run_identity identity_of_tokens(const psae::image_list& list, const psae::vision_tower& tower, std::size_t layer,
                                       const image_options& images, const psae::preprocessing& how);
 

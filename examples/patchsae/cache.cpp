@@ -11,7 +11,7 @@ namespace {
 struct state {
     common_options common;
     image_options images;
-    std::string out;
+    std::string out, dtype = "fp32";
     std::size_t tokens_per_shard = 262144;
     bool resume = false;
 };
@@ -23,9 +23,9 @@ psae::store_layout layout_of(const state& s, const psae::vision_tower& tower, st
     layout.layer = static_cast<long>(layer);
     layout.tokens = tower.image_tokens();
     layout.width = tower.width();
-    layout.type = s.common.dtype == "fp16"   ? psae::element_type::f16
-                  : s.common.dtype == "bf16" ? psae::element_type::bf16
-                                             : psae::element_type::f32;
+    layout.type = s.dtype == "fp16"   ? psae::element_type::f16
+                  : s.dtype == "bf16" ? psae::element_type::bf16
+                                      : psae::element_type::f32;
     if (s.tokens_per_shard < tower.image_tokens())
         throw psae::error("a shard cannot hold a picture", "--max-tokens-per-shard",
                           fmt::format("expected at least {}, found {}", tower.image_tokens(), s.tokens_per_shard));
@@ -138,7 +138,7 @@ void run(const state& s, const CLI::App& sub) {
             .add("layer", layer)
             .add("tokens", tower->image_tokens())
             .add("width", tower->width())
-            .add("dtype", s.common.dtype)
+            .add("dtype", s.dtype)
             .add("shards", store.shards())
             .add("shards_found", found)
             .add("bytes", store.bytes())
@@ -158,7 +158,8 @@ void add_cache(CLI::App& app) {
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     sub->remove_option(sub->get_option("--dtype"));
-    sub->add_option("--dtype", s->common.dtype, "of the stored numbers: fp32 (which saev reads), fp16 or bf16")
+    add_precision(*sub, "--precision", s->common.precision, false, "of products on the GPU: fp32, tf32 or bf16");
+    sub->add_option("--dtype", s->dtype, "of the stored numbers: fp32 (which saev reads), fp16 or bf16")
         ->check(CLI::IsMember({"fp32", "fp16", "bf16"}));
     s->images.add_to(*sub);
     sub->get_option("--images")->required();

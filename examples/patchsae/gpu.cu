@@ -15,8 +15,11 @@ int count_gpus() {
 }
 
 std::unique_ptr<psae::vision_tower> load_gpu_model(const std::filesystem::path& directory,
-                                                   const psae::maple_adapter* adapter, int gpu) {
-    return psae::load_clip_vision(directory, psae::known_clip_configs{}, adapter, psae::cuda(gpu));
+                                                   const psae::maple_adapter* adapter, int gpu,
+                                                   psae::precision products) {
+    psae::cuda device(gpu);
+    device.products = products;
+    return psae::load_clip_vision(directory, psae::known_clip_configs{}, adapter, device);
 }
 
 std::shared_ptr<const psae::remote_sae> load_gpu_sae(const psae::sae_view& sae, int gpu) {

@@ -20,7 +20,8 @@ std::unique_ptr<psae::vision_tower> load_model(const std::filesystem::path& dire
                                                const std::filesystem::path& adapter) {
     const auto adapted = read_adapter(adapter);
 #ifdef PATCHSAE_CUDA
-    if (chosen_gpu() >= 0) return load_gpu_model(directory, adapted ? &*adapted : nullptr, chosen_gpu());
+    if (chosen_gpu() >= 0)
+        return load_gpu_model(directory, adapted ? &*adapted : nullptr, chosen_gpu(), chosen_precision());
 #endif
     return psae::load_clip_vision(directory, {}, adapted ? &*adapted : nullptr);
 }

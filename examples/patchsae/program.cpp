@@ -48,6 +48,7 @@ void require_gpu(int, const std::string& where) {
 #endif
 
 std::optional<int> gpu_number;  // what --device says
+psae::precision precision_of_products = psae::precision::fp32;
 
 }  // namespace
 
@@ -56,8 +57,26 @@ int chosen_gpu() {
     return *gpu_number;
 }
 
+psae::precision chosen_precision() { return precision_of_products; }
+
 CLI::Validator positive() { return number_check(false, "a number above 0"); }
 CLI::Validator not_negative() { return number_check(true, "a number not below 0"); }
+
+void add_precision(CLI::App& app, const std::string& names, std::string& precision, bool bf16_on_cpu,
+                   const std::string& description) {
+    // Options are checked in the order they were added in: --device has been seen.
+    app.add_option(names, precision, description)->check([=](const std::string& p) -> std::string {
+        using psae::precision;
+        if (p != "fp32" && p != "tf32" && p != "bf16") return "expected fp32, tf32 or bf16, found " + p;
+        precision_of_products = p == "fp32" ? precision::fp32 : p == "tf32" ? precision::tf32 : precision::bf16;
+        const bool on_cpu = p == "fp32" || (p == "bf16" && bf16_on_cpu);
+        if (!on_cpu && chosen_gpu() < 0)
+            throw psae::error("the CPU does not compute in " + p, "--precision " + p,
+                              bf16_on_cpu ? "expected fp32 or bf16" : "expected fp32",
+                              "a GPU does, with --device cuda; weights in bf16 are read all the same");
+        return "";
+    });
+}
 
 void common_options::add_to(CLI::App& app) {
     app.add_option("--threads", threads, "number of threads (0: all cores)")->check(CLI::Range(0, 1024));
@@ -73,12 +92,7 @@ void common_options::add_to(CLI::App& app) {
             if (*gpu_number >= 0) require_gpu(*gpu_number, "--device " + d);
             return "";
         });
-    app.add_option("--dtype", dtype, "fp32 or bf16")->check([](const std::string& t) -> std::string {
-        if (t == "fp32") return "";
-        if (t != "bf16") return "expected fp32 or bf16, found " + t;
-        throw psae::error("bf16 computation is not there yet", "--dtype bf16", "this version computes in fp32",
-                          "use --dtype fp32; bf16 weights are read all the same");
-    });
+    add_precision(app, "--dtype,--precision", precision, false, "of products on the GPU: fp32, tf32 or bf16");
     app.add_option("--config", config, "JSON file of long options; options on the command line beat it");
 }
 

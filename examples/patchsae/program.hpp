@@ -38,6 +38,8 @@ int chosen_gpu();
 
 // The SAE as it is used on the device that --device chooses.
 psae::sae_view on_chosen_device(const psae::sae_weights& sae);
+// What --precision chooses: of the products on the GPU, or of the steps of train on the CPU.
+psae::precision chosen_precision();
 
 // Options ------------------------------------------------------------------------------------------------------------
 
@@ -45,9 +47,14 @@ struct common_options {
     int threads = 0;
     std::uint64_t seed = 0;
     bool json = false;
-    std::string device = "auto", dtype = "fp32", config;
+    std::string device = "auto", precision = "fp32", config;
     void add_to(CLI::App& app);
 };
+
+// The option of `names` whose value is what chosen_precision() says. On the CPU it is fp32 or, if the command has other
+// products there than a tower's, bf16.
+void add_precision(CLI::App& app, const std::string& names, std::string& precision, bool bf16_on_cpu,
+                   const std::string& description);
 
 struct image_options {
     std::string model, adapter;

@@ -88,9 +88,9 @@ bool has_option(const std::string& variant, const std::string& option) {
 void train_options::add_to(CLI::App& sub) {
     common.add_to(sub);
     sub.remove_option(sub.get_option("--dtype"));
-    sub.add_option("--dtype", common.dtype,
-                   "of the products while codes are dense: fp32, or bf16, which is faster on CPUs that have it")
-        ->check(CLI::IsMember({"fp32", "bf16"}));
+    add_precision(sub, "--dtype,--precision", common.precision, true,
+                  "of products: fp32, tf32 (GPU) or bf16; on the CPU, where some are faster in bf16, of those while "
+                  "codes are dense");
     images.add_to(sub, false);
     sub.add_option("--activations", activations, "a store (see cache) or an .npy [N,d], in place of pictures");
     add_token_kind(sub, token_kind);
@@ -252,7 +252,7 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
         .layer = images.layer,
     };
     psae::cpu device(common.threads);
-    if (common.dtype == "bf16") device.products = psae::precision::bf16;
+    device.products = chosen_precision();
     const auto of = [&]<class Variant>(Variant sae) -> std::unique_ptr<psae::any_training_run> {
         if constexpr (requires { sae.k; }) {
             sae.k = k;

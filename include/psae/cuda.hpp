@@ -3,6 +3,7 @@
 
 #include <psae/cuda/attention.hpp>
 #include <psae/cuda/backend.hpp>
+#include <psae/cuda/bf16_attention.hpp>
 #include <psae/cuda/codes.hpp>
 #include <psae/cuda/encode.hpp>
 #include <psae/cuda/gemm.hpp>

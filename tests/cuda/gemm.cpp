@@ -4,6 +4,7 @@
 #include <psae/cuda/gemm.hpp>
 
 #include "device.hpp"
+#include "rounded.hpp"
 
 using namespace psae;
 
@@ -84,6 +85,49 @@ TEMPLATE_TEST_CASE("products with leading dimensions, transposed or not", "", fl
                 }
 }
 
+TEMPLATE_TEST_CASE("products with a bias and another matrix added", "", float, double) {
+    const psae::cuda device;
+    for (const sizes& s : shapes)
+        for (const std::size_t offset : {0, 1}) {  // of the bias
+            INFO(s.M << " x " << s.N << " x " << s.K << ", offset " << offset);
+            const auto A = random_numbers<TestType>(s.M * s.K, 1), B = random_numbers<TestType>(s.K * s.N, 2),
+                       R = random_numbers<TestType>(s.M * s.N, 3), b = random_numbers<TestType>(s.N + offset, 4);
+            const auto there_A = on_device(device, A), there_B = on_device(device, B), there_R = on_device(device, R),
+                       there_b = on_device(device, b);
+            auto C = spoilt_tensor<TestType>(device, row{s.M * s.N});
+            const TestType* bias = there_b.data() + offset;
+            auto expected = plain_product(false, false, s, A, s.K, B, s.N);
+            for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += double(b[offset + i % s.N]);
+            gemm(device, false, false, s.M, s.N, s.K, 1, there_A.data(), s.K, there_B.data(), s.N, 0, C.data(), s.N,
+                 {bias, nullptr});
+            CHECK(relative_difference(on_host(device, C), expected, std::sqrt(double(s.K))) < rounding<TestType>);
+            for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += 0.5 * double(R[i]);
+            gemm(device, false, false, s.M, s.N, s.K, 1, there_A.data(), s.K, there_B.data(), s.N, TestType(0.5),
+                 C.data(), s.N, {bias, there_R.data()});
+            CHECK(relative_difference(on_host(device, C), expected, std::sqrt(double(s.K))) < rounding<TestType>);
+            CHECK(on_host(device, there_R) == R);
+        }
+}
+
+TEST_CASE("products of bf16 with a result in either type") {
+    const psae::cuda device;
+    for (const sizes& s : shapes) {
+        INFO(s.M << " x " << s.N << " x " << s.K);
+        const auto A = rounded(random_numbers<float>(s.M * s.K, 1)), B = rounded(random_numbers<float>(s.K * s.N, 2)),
+                   b = rounded(random_numbers<float>(s.N, 3));
+        const auto there_A = on_device(device, A), there_B = on_device(device, B), there_b = on_device(device, b);
+        auto expected = plain_product(false, false, s, widened(A), s.K, widened(B), s.N);
+        auto C = spoilt_tensor<float>(device, row{s.M * s.N});
+        gemm(device, false, false, s.M, s.N, s.K, 1, there_A.data(), s.K, there_B.data(), s.N, 0, C.data(), s.N);
+        CHECK(relative_difference(on_host(device, C), expected, std::sqrt(double(s.K))) < 1e-6);
+        auto D = spoilt_tensor<bf16>(device, row{s.M * s.N});
+        gemm(device, false, false, s.M, s.N, s.K, 1, there_A.data(), s.K, there_B.data(), s.N, 0, D.data(), s.N,
+             {there_b.data(), nullptr});
+        for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += double(widen(b[i % s.N]));
+        CHECK(relative_difference(widened(on_host(device, D)), expected) < 1.0 / 256);
+    }
+}
+
 TEST_CASE("products of nothing") {
     const psae::cuda device;
     const auto A = on_device(device, random_numbers<float>(12, 1));
@@ -97,6 +141,10 @@ TEST_CASE("products of nothing") {
     CHECK(on_host(device, C) == std::vector<float>{2, 2, 2, 4, 2, 2, 2, 4, 2, 2, 2, 4});
     gemm(device, true, true, 3, 3, 0, 1.0f, A.data(), 4, A.data(), 3, 0.0f, C.data(), 4);
     CHECK(on_host(device, C) == std::vector<float>{0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4});
+    const auto bias = on_device(device, std::vector<float>{1, 2, 3}),
+               added = on_device(device, std::vector<float>(12, 6.0f));
+    gemm(device, false, false, 3, 3, 0, 1.0f, A.data(), 4, A.data(), 3, 0.5f, C.data(), 4, {bias.data(), added.data()});
+    CHECK(on_host(device, C) == std::vector<float>{4, 5, 6, 4, 4, 5, 6, 4, 4, 5, 6, 4});
 }
 
 TEST_CASE("products of operands at any address") {

@@ -4,6 +4,8 @@
 #include <psae/cpu/layer_norm.hpp>
 #include <psae/cuda/layer_norm.hpp>
 
+#include "rounded.hpp"
+
 using namespace psae;
 
 namespace {
@@ -40,6 +42,12 @@ TEMPLATE_TEST_CASE("layer_norm on the GPU", "", float, double) {
         CHECK(relative_difference(on_host(device, out), expected) < tolerance<T>);
         CHECK(relative_difference(on_host(device, means_there), means) < tolerance<T>);
         CHECK(relative_difference(on_host(device, scales_there), scales) < tolerance<T>);
+
+        if constexpr (std::is_same_v<T, float>) {
+            auto short_out = spoilt_tensor<bf16>(device, x.shape());
+            layer_norm(device, short_out.data(), x_there.data(), gain_there.data(), bias_there.data(), n, d, T(1e-5));
+            CHECK(widened(on_host(device, short_out)) == widened(rounded(on_host(device, out))));
+        }
 
         // In place, from rows that are not aligned to 16 bytes, without means and scales.
         auto shifted = spoilt_tensor<T>(device, row{n * d + 1});

@@ -3,6 +3,7 @@
 #include <psae/cuda/matmul.hpp>
 
 #include "device.hpp"
+#include "rounded.hpp"
 
 using namespace psae;
 
@@ -45,7 +46,67 @@ TEMPLATE_TEST_CASE("matmul on the GPU, with and without an epilogue, with weight
         check(no_epilogue{}, no_epilogue{});
         check(bias(b), bias(there_b));
         check(bias(b) >> quick_gelu{}, bias(there_b) >> quick_gelu{});
+        check(bias(b) >> add(r), bias(there_b) >> add(there_r));
         check(bias(b) >> gelu{} >> add(r), bias(there_b) >> gelu{} >> add(there_r));
+        check(add(b), add(there_b));  // a row, repeated
+    }
+}
+
+TEST_CASE("matmul on the GPU in bf16, of floats and of bf16") {
+    psae::cuda device;
+    device.products = precision::bf16;
+    cpu host;
+    arena<> host_scratch;
+    spoilt_arena scratch(device);
+    for (const auto& [n, in, out] : shapes) {
+        INFO(n << " x " << in << " -> " << out);
+        const auto x = random_tensor<float>(matrix{n, in}, 1), W = random_tensor<float>(matrix{out, in}, 2),
+                   r = random_tensor<float>(matrix{n, out}, 3), g = random_tensor<float>(matrix{n, out}, 5);
+        const auto b = random_tensor<float>(row{out}, 4);
+        const auto there_x = on_device(device, x), there_W = on_device(device, W), there_r = on_device(device, r),
+                   there_g = on_device(device, g);
+        const auto there_b = on_device(device, b);
+        const auto short_x = on_device(device, rounded(x));
+        const auto like = [](const auto& numbers) {
+            auto copy = numbers.clone();
+            for (float& v : copy) v = widen(to_bf16(v));
+            return copy;
+        };
+        const auto x_like = like(x), W_like = like(W), g_like = like(g);
+        const device_matrix<float, matrix> packed(W.view());
+        const auto check = [&](const auto& here, const auto& there) {
+            tensor<float, matrix> expected(matrix{n, out});
+            matmul(host, host_scratch, expected.view(), x_like.data(), W_like.view(), here);
+            auto found = spoilt_tensor<float>(device, matrix{n, out});
+            matmul(device, scratch, found.view(), there_x.data(), there_W.view(), there);
+            CHECK(relative_difference(on_host(device, found), expected) < rounding<float>);
+            auto of_short = spoilt_tensor<float>(device, matrix{n, out});
+            matmul(device, scratch, of_short.view(), short_x.data(), packed, there);
+            CHECK(on_host(device, of_short) == on_host(device, found));
+        };
+        check(no_epilogue{}, no_epilogue{});
+        check(bias(b), bias(there_b));
+        check(bias(b) >> add(r), bias(there_b) >> add(there_r));
+        check(bias(b) >> quick_gelu{}, bias(there_b) >> quick_gelu{});
+
+        const auto check_rounded = [&](const auto& here, const auto& there) {
+            tensor<float, matrix> expected(matrix{n, out});
+            matmul(host, host_scratch, expected.view(), x_like.data(), W_like.view(), here);
+            auto found = spoilt_tensor<bf16>(device, matrix{n, out});
+            matmul(device, scratch, found.view(), short_x.data(), packed, there);
+            CHECK(relative_difference(widened(on_host(device, found)), expected) < 1e-2);  // rounded twice
+        };
+        check_rounded(bias(b), bias(there_b));
+        check_rounded(bias(b) >> quick_gelu{}, bias(there_b) >> quick_gelu{});
+        check_rounded(bias(b) >> gelu{}, bias(there_b) >> gelu{});
+
+        tensor<float, matrix> dx(matrix{n, in});
+        auto there_dx = spoilt_tensor<float>(device, matrix{n, in});
+        for (const psae::write how : {psae::write::overwrite, psae::write::add}) {
+            matmul_adjoint_input(host, host_scratch, dx.data(), g_like.data(), n, W_like.view(), how);
+            matmul_adjoint_input(device, scratch, there_dx.data(), there_g.data(), n, packed, how);
+            CHECK(relative_difference(on_host(device, there_dx), dx) < rounding<float>);
+        }
     }
 }
 

@@ -236,7 +236,7 @@ TEST_CASE("train in bf16 does as in fp32 to the precision of bf16, and a run doe
     const double difference = relative_difference(rounded.W_dec, whole.W_dec);
     CHECK(difference > 0);
     CHECK(difference < 2e-2);
-    CHECK(refused(with(train_arguments(work, "bf16", "60"), {"--dtype=fp32", "--resume"})).find("dtype") !=
+    CHECK(refused(with(train_arguments(work, "bf16", "60"), {"--precision=fp32", "--resume"})).find("dtype") !=
           std::string::npos);
 }
 

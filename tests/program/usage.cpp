@@ -51,6 +51,7 @@ TEST_CASE("bad usage is one line and exit code 2") {
         {"info", "x", "--device", "tpu"},
         {"info", "x", "--device", "cuda:"},
         {"info", "x", "--dtype", "fp8"},
+        {"cache", "--model", model, "--images", "x", "--out", work / "x", "--precision", "fp16"},
         {"info", "x", "--threads", "-1"},
         {"info", "x", "--config", "no_such_file.json"},
     };
@@ -68,7 +69,10 @@ TEST_CASE("what is not there is said in one line with exit code 1") {
     const auto refusal = refused({"info", "x", "--device", "cuda:999"});
     CHECK(contains(refusal, "CUDA device"));
     CHECK(contains(refusal, "use --device cpu"));
-    CHECK(contains(refused({"info", "x", "--dtype", "bf16"}), "bf16"));
+    for (const char* option : {"--dtype=bf16", "--precision=bf16", "--precision=tf32"})
+        CHECK(contains(refused({"info", "x", "--device=cpu", option}), "the CPU does not compute in"));
+    CHECK(contains(refused({"train", "--activations=x", "--out=x", "--device=cpu", "--precision=tf32"}),
+                   "expected fp32 or bf16"));
     CHECK(contains(refused({"info", "no/such/path"}), "no such file or directory (no/such/path)"));
     CHECK(contains(refused({"info", "two\nlines"}), "two lines"));
     // More memory than there is, and extents that would overflow.

@@ -2,6 +2,7 @@
 // Element types: float and double compute; bf16 and half are storage formats that widen exactly to float.
 
 #include <cstdint>
+#include <type_traits>
 
 #include <psae/core/annotations.hpp>
 
@@ -53,6 +54,15 @@ PSAE_FN half to_half(float x) {
     }
     const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23);
     return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
+}
+
+// x as a float, a double or a bf16; rounded where that has fewer digits.
+template <class To, class From>
+PSAE_FN To element_cast(From x) {
+    if constexpr (std::is_same_v<To, From>) return x;
+    else if constexpr (std::is_same_v<To, bf16>) return to_bf16(static_cast<float>(x));
+    else if constexpr (std::is_same_v<From, bf16>) return static_cast<To>(widen(x));
+    else return static_cast<To>(x);
 }
 
 }  // namespace psae

@@ -46,8 +46,9 @@ struct attention_tile {
 
     // to = `count` tokens of a head, from the first on; 0 beyond the sequence and beyond the head. Rows are d apart.
     __device__ static void fetch(T* to, unsigned count, const T* from, std::size_t d, std::size_t first,
-                                 std::size_t tokens, unsigned head_width, bool wide) {
-        for (unsigned r = threadIdx.x / across; r < count; r += threads / across)
+                                 std::size_t tokens, unsigned head_width, bool wide,
+                                 unsigned threads_of_block = threads) {
+        for (unsigned r = threadIdx.x / across; r < count; r += threads_of_block / across)
             for (unsigned c = column() * pack; c < width; c += across * pack) {
                 row_pack<T, pack> values{};
                 const T* source = from + (first + r) * d + c;

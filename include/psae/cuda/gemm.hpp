@@ -27,7 +27,7 @@ struct product_shape {
     cublasComputeType_t compute;
     bool transpose_a, transpose_b;
     std::size_t M, N, K, lda, ldb, ldc;
-    std::uint32_t alignment_a, alignment_b, alignment_c;  // in bytes
+    std::uint32_t alignment_a, alignment_b, alignment_added, alignment_c, alignment_bias;  // in bytes; 0: no bias
 
     auto operator<=>(const product_shape&) const = default;
 };
@@ -43,10 +43,16 @@ inline std::uint32_t alignment_of(const void* p) {
 // C^T = op(B)^T op(A)^T, B being its first operand.
 class product_plan {
 public:
-    product_plan(const cuda& device, const product_shape& s) {
-        check(cublasLtMatmulDescCreate(out(what_), s.compute, s.result), "product");
+    // bias: for its alignment, which the heuristic looks at; null if there is none.
+    product_plan(const cuda& device, const product_shape& s, const void* bias) {
+        const cudaDataType_t scale = s.result == CUDA_R_64F ? CUDA_R_64F : CUDA_R_32F;
+        check(cublasLtMatmulDescCreate(out(what_), s.compute, scale), "product");
         set(CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
         set(CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+        if (bias != nullptr) {
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+            set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        }
         const auto layout = [](owner<cublasLtMatrixLayout_t>& to, cudaDataType_t type, std::size_t rows,
                                std::size_t cols, std::size_t ld) {
             check(cublasLtMatrixLayoutCreate(out(to), type, cols, rows, static_cast<std::int64_t>(ld)), "product");
@@ -63,7 +69,7 @@ public:
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{cuda::workspace_bytes});
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, s.alignment_b);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, s.alignment_a);
-        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, s.alignment_c);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, s.alignment_added);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, s.alignment_c);
         cublasLtMatmulHeuristicResult_t found{};
         int count = 0;
@@ -76,9 +82,12 @@ public:
         algorithm_ = found.algo;
     }
 
-    template <class T>
-    void run(const cuda& device, T alpha, const void* A, const void* B, T beta, T* C) const {
-        check(cublasLtMatmul(device.blas(), what_.get(), &alpha, B, b_.get(), A, a_.get(), &beta, C, c_.get(), C,
+    // C = alpha op(A) op(B) + beta * added + bias.
+    template <class Scale>
+    void run(const cuda& device, Scale alpha, const void* A, const void* B, Scale beta, const void* added,
+             const void* bias, void* C) {
+        if (bias != nullptr) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        check(cublasLtMatmul(device.blas(), what_.get(), &alpha, B, b_.get(), A, a_.get(), &beta, added, c_.get(), C,
                              c_.get(), &algorithm_, device.workspace(), cuda::workspace_bytes, device.stream()),
               "product");
     }
@@ -103,8 +112,9 @@ private:
     static out_handle<Owner> out(Owner& to) {
         return {to};
     }
-    void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t operation) {
-        check(cublasLtMatmulDescSetAttribute(what_.get(), attribute, &operation, sizeof(operation)), "product");
+    template <class Value>
+    void set(cublasLtMatmulDescAttributes_t attribute, Value value) {
+        check(cublasLtMatmulDescSetAttribute(what_.get(), attribute, &value, sizeof(value)), "product");
     }
 
     owner<cublasLtMatmulDesc_t> what_;
@@ -116,13 +126,13 @@ class product_plans {
 public:
     // f(plan), one thread at a time.
     template <class F>
-    void with(const cuda& device, const product_shape& s, const F& f) {
+    void with(const cuda& device, const product_shape& s, const void* bias, const F& f) {
         const std::lock_guard lock(one_at_a_time_);
         auto found = plans_.find(s);
         if (found == plans_.end()) {
             constexpr std::size_t most = 1024;  // so that products of ever new shapes do not fill the memory
             if (plans_.size() == most) plans_.clear();
-            found = plans_.try_emplace(s, device, s).first;
+            found = plans_.try_emplace(s, device, s, bias).first;
         }
         f(found->second);
     }
@@ -141,28 +151,32 @@ inline detail::product_plans& cuda::product_plans() const {
 
 namespace detail {
 
-// C [rows, cols] *= factor, where 0 overwrites.
 template <class T>
-__global__ void scale_kernel(T* C, std::size_t cols, std::size_t ldc, T factor) {
-    for (std::size_t col = threadIdx.x; col < cols; col += blockDim.x) {
-        T& c = C[blockIdx.x * ldc + col];
-        c = factor == T(0) ? T(0) : factor * c;
-    }
-}
+inline constexpr cudaDataType_t cuda_type = CUDA_R_32F;
+template <>
+inline constexpr cudaDataType_t cuda_type<double> = CUDA_R_64F;
+template <>
+inline constexpr cudaDataType_t cuda_type<bf16> = CUDA_R_16BF;
+
+// What products of T are summed in.
+template <class T>
+using sum_of_products = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
-void multiply(const cuda& device, cudaDataType_t operands, cudaDataType_t result, cublasComputeType_t compute,
-              bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K, T alpha, const void* A,
-              std::size_t lda, const void* B, std::size_t ldb, T beta, T* C, std::size_t ldc) {
-    if (M == 0 || N == 0) return;
-    if (K == 0) {
-        if (beta != T(1)) launch(device, scale_kernel<T>, static_cast<unsigned>(M), 256, 0, C, N, ldc, beta);
-        return;
+cublasComputeType_t compute_type(const cuda& device) {
+    if (std::is_same_v<T, double>) return CUBLAS_COMPUTE_64F;
+    return std::is_same_v<T, float> && device.products == precision::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                                          : CUBLAS_COMPUTE_32F;
+}
+
+// C [rows, cols] = factor * added + bias; a factor of 0 reads nothing.
+template <class T, class Scale>
+__global__ void scale_kernel(T* C, const T* added, const T* bias, std::size_t cols, std::size_t ldc, Scale factor) {
+    for (std::size_t col = threadIdx.x; col < cols; col += blockDim.x) {
+        const std::size_t at = blockIdx.x * ldc + col;
+        const Scale b = bias == nullptr ? Scale(0) : element_cast<Scale>(bias[col]);
+        C[at] = element_cast<T>(factor == Scale(0) ? b : factor * element_cast<Scale>(added[at]) + b);
     }
-    device.product_plans().with(device,
-                                {operands, result, compute, transpose_a, transpose_b, M, N, K, lda, ldb, ldc,
-                                 alignment_of(A), alignment_of(B), alignment_of(C)},
-                                [&](const product_plan& plan) { plan.run(device, alpha, A, B, beta, C); });
 }
 
 // out[i] = x[i] rounded, `width` of them for each thread.
@@ -181,28 +195,48 @@ __global__ void round_kernel(bf16* out, const float* x, std::size_t count) {
 
 }  // namespace detail
 
-// C [M, N] = alpha * op(A) op(B) + beta * C, row-major with leading dimensions lda, ldb, ldc; op transposes where
-// asked. beta = 0 overwrites C whatever it holds. Floats are multiplied as they are, or cut to TF32 where
-// device.products is that.
-inline void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
-                 float alpha, const float* A, std::size_t lda, const float* B, std::size_t ldb, float beta, float* C,
-                 std::size_t ldc) {
-    detail::multiply(device, CUDA_R_32F, CUDA_R_32F,
-                     device.products == precision::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
-                     transpose_a, transpose_b, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
-}
-inline void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
-                 double alpha, const double* A, std::size_t lda, const double* B, std::size_t ldb, double beta,
-                 double* C, std::size_t ldc) {
-    detail::multiply(device, CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F, transpose_a, transpose_b, M, N, K, alpha, A,
-                     lda, B, ldb, beta, C, ldc);
-}
-// The same of operands in bf16, summed in float.
-inline void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
-                 float alpha, const bf16* A, std::size_t lda, const bf16* B, std::size_t ldb, float beta, float* C,
-                 std::size_t ldc) {
-    detail::multiply(device, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F, transpose_a, transpose_b, M, N, K, alpha, A,
-                     lda, B, ldb, beta, C, ldc);
+// What a product adds to itself on the way to memory: a row, [N], and a matrix in the place of C's own values.
+template <class T>
+struct product_sums {
+    const T* bias = nullptr;
+    const T* added = nullptr;
+};
+
+// C [M, N] = alpha * op(A) op(B) + beta * C (or sums.added, of C's layout) + sums.bias, row-major with leading dimensions
+// lda, ldb, ldc; op transposes where asked. beta = 0 overwrites C whatever it holds. Floats are multiplied as they are,
+// or cut to TF32 where device.products is that; operands in bf16 are summed in float, and the result is float or bf16.
+template <class T, class Result>
+void gemm(const cuda& device, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N, std::size_t K,
+          detail::sum_of_products<T> alpha, const T* A, std::size_t lda, const T* B, std::size_t ldb,
+          detail::sum_of_products<T> beta, Result* C, std::size_t ldc, const product_sums<Result>& sums = {}) {
+    using namespace detail;
+    static_assert(std::is_same_v<T, Result> || (std::is_same_v<T, bf16> && std::is_same_v<Result, float>),
+                  "psae: gemm: the result is of the operands' type, or float of bf16");
+    if (M == 0 || N == 0) return;
+    const Result* added = sums.added == nullptr ? C : sums.added;
+    if (K == 0) {
+        launch(device, scale_kernel<Result, sum_of_products<T>>, static_cast<unsigned>(M), 256, 0, C, added, sums.bias,
+               N, ldc, beta);
+        return;
+    }
+    const product_shape what{cuda_type<T>,
+                             cuda_type<Result>,
+                             compute_type<T>(device),
+                             transpose_a,
+                             transpose_b,
+                             M,
+                             N,
+                             K,
+                             lda,
+                             ldb,
+                             ldc,
+                             alignment_of(A),
+                             alignment_of(B),
+                             alignment_of(added),
+                             alignment_of(C),
+                             sums.bias == nullptr ? 0 : alignment_of(sums.bias)};
+    device.product_plans().with(device, what, sums.bias,
+                                [&](product_plan& plan) { plan.run(device, alpha, A, B, beta, added, sums.bias, C); });
 }
 
 // out[i] = x[i] rounded. out, x: [count].
@@ -211,6 +245,13 @@ inline void round_to_bf16(const cuda& device, bf16* out, const float* x, std::si
     const bool wide = detail::alignment_of(x) >= 16 && detail::alignment_of(out) >= 8;
     launch(device, wide ? detail::round_kernel<4> : detail::round_kernel<1>,
            detail::blocks_of(count, threads * (wide ? 4 : 1)), threads, 0, out, x, count);
+}
+
+// x [count] rounded, in scratch memory.
+inline const bf16* rounded(const cuda& device, arena<space::device>& scratch, const float* x, std::size_t count) {
+    auto* copy = scratch.allocate<bf16>(count);
+    round_to_bf16(device, copy, x, count);
+    return copy;
 }
 
 // C [M, N] (+)= op(A) op(B) without gaps, in the precision of the device; rounded operands stand in scratch memory.
@@ -222,10 +263,7 @@ void product(const cuda& device, arena<space::device>& scratch, bool transpose_a
     if constexpr (std::is_same_v<T, float>)
         if (device.products == precision::bf16) {
             const auto mark = scratch.position();
-            auto* a = scratch.allocate<bf16>(M * K);
-            auto* b = scratch.allocate<bf16>(N * K);
-            round_to_bf16(device, a, A, M * K);
-            round_to_bf16(device, b, B, N * K);
+            const bf16 *a = rounded(device, scratch, A, M * K), *b = rounded(device, scratch, B, N * K);
             gemm(device, transpose_a, transpose_b, M, N, K, 1.0f, a, lda, b, ldb, beta, C, N);
             scratch.release_to(mark);
             return;

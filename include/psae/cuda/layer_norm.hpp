@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include <psae/core/arena.hpp>
+#include <psae/core/element.hpp>
 #include <psae/cuda/rows.hpp>
 #include <psae/expr/node.hpp>
 
@@ -37,9 +38,9 @@ struct held_row {
     }
 };
 
-template <unsigned width, class T>
+template <unsigned width, class Out, class T>
 __global__ void __launch_bounds__(most_norm_threads)
-    layer_norm_kernel(T* out, const T* x, const T* gain, const T* bias, std::size_t n, std::size_t d, T eps, T* means,
+    layer_norm_kernel(Out* out, const T* x, const T* gain, const T* bias, std::size_t n, std::size_t d, T eps, T* means,
                       T* scales, unsigned threads_of_row) {
     const auto [r, thread] = place_in_rows(threads_of_row);
     const bool present = r < n;
@@ -53,10 +54,12 @@ __global__ void __launch_bounds__(most_norm_threads)
         for (const T value : values.of) squares += (value - mean) * (value - mean);
     });
     const T scale = T(1) / std::sqrt(sum_of_row(squares, threads_of_row) / static_cast<T>(d) + eps);
-    row.each([&](std::size_t c, row_pack<T, width> values) {
+    row.each([&](std::size_t c, const row_pack<T, width>& values) {
         const auto gains = load_pack<width>(gain + c), biases = load_pack<width>(bias + c);
-        for (unsigned i = 0; i < width; ++i) values.of[i] = (values.of[i] - mean) * scale * gains.of[i] + biases.of[i];
-        store_pack(out + r * d + c, values);
+        row_pack<Out, width> result;
+        for (unsigned i = 0; i < width; ++i)
+            result.of[i] = element_cast<Out>((values.of[i] - mean) * scale * gains.of[i] + biases.of[i]);
+        store_pack(out + r * d + c, result);
     });
     if (means != nullptr && present && thread == 0) {
         means[r] = mean;
@@ -102,16 +105,17 @@ inline row_threads threads_of_norm(std::size_t packs) {
 }  // namespace detail
 
 // out[r, :] = (x[r, :] - mean) / sqrt(variance + eps) * gain + bias, the variance with 1/d (Ba, Kiros, Hinton, Layer
-// normalization, 2016). x, out: [n, d], may be the same; gain, bias: [d]. The mean and 1 / sqrt(variance + eps) of each
-// row go to means and scales, [n], unless they are null.
-template <class T>
-void layer_norm(cuda& device, T* out, const T* x, const T* gain, const T* bias, std::size_t n, std::size_t d, T eps,
+// normalization, 2016). x, out: [n, d], may be the same; gain, bias: [d]; out may be bf16, of rounded results. The mean and
+// 1 / sqrt(variance + eps) of each row go to means and scales, [n], unless they are null.
+template <class Out, class T>
+void layer_norm(cuda& device, Out* out, const T* x, const T* gain, const T* bias, std::size_t n, std::size_t d, T eps,
                 T* means = nullptr, T* scales = nullptr) {
     using namespace detail;
     const bool wide = has_wide_rows(out, d) && has_wide_rows(x, d) && has_wide_rows(gain, d) && has_wide_rows(bias, d);
     const row_threads shared = threads_of_norm(wide ? d / wide_pack<T> : d);
-    launch(device, wide ? layer_norm_kernel<wide_pack<T>, T> : layer_norm_kernel<1, T>, blocks_of(n, shared.rows),
-           shared.of_block(), 0, out, x, gain, bias, n, d, eps, means, scales, shared.threads);
+    launch(device, wide ? layer_norm_kernel<wide_pack<T>, Out, T> : layer_norm_kernel<1, Out, T>,
+           blocks_of(n, shared.rows), shared.of_block(), 0, out, x, gain, bias, n, d, eps, means, scales,
+           shared.threads);
 }
 
 // dx (+)= the adjoint with respect to x: scale * (h - mean(h) - y mean(h y)) for h = g gain and y = (x - mean) scale.

@@ -1,5 +1,6 @@
 #pragma once
-// x W^T with an epilogue on the GPU, and its adjoints: a product, then one pass of the epilogue.
+// x W^T with an epilogue on the GPU, and its adjoints. cuBLASLt adds a bias and a residual itself; what else an epilogue
+// does is a pass of its own over the product.
 
 #include <cstddef>
 #include <type_traits>
@@ -31,9 +32,19 @@ public:
     std::size_t rows() const { return memory_.rows(); }
     std::size_t cols() const { return memory_.cols(); }
     const T* data() const { return memory_.data(); }
+    // The weights in bf16, rounded when they are first asked for.
+    const bf16* rounded(const cuda& device) const requires std::is_same_v<T, float> {
+        if (rounded_.size() == 0) {
+            device.make_current();
+            rounded_ = tensor<bf16, psae::shape<dyn>, space::device>(psae::shape<dyn>{memory_.size()});
+            round_to_bf16(device, rounded_.data(), memory_.data(), memory_.size());
+        }
+        return rounded_.data();
+    }
 
 private:
     tensor<T, Shape, space::device> memory_;
+    mutable tensor<bf16, psae::shape<dyn>, space::device> rounded_;
 };
 
 template <>
@@ -51,29 +62,158 @@ const typename W::value_type* memory_of_weights(const W& weights) {
     else return weights.data;
 }
 
+// Weights as operands beside T: rounded for bf16, in scratch memory where they are no device_matrix.
+template <class T, class W>
+const T* operand_of_weights(const cuda& device, arena<space::device>& scratch, const W& weights) {
+    if constexpr (std::is_same_v<T, typename W::value_type>) return memory_of_weights(weights);
+    else if constexpr (requires { W::is_packed; }) return weights.rounded(device);
+    else return psae::rounded(device, scratch, weights.data, weights.size());
+}
+
+// Whether a step adds a row, or a whole matrix, of numbers in memory.
+template <class B>
+inline constexpr bool is_row = false;
+template <class B>
+requires requires(const B& b) { b.data; }
+inline constexpr bool is_row<B> = B::shape_type::rank == 1 && B::shape_type::static_cols != 1;
+template <class R>
+inline constexpr bool is_matrix = is_dense<R>&& R::shape_type::static_cols != 1;
+
+// The numbers of an epilogue that cuBLASLt knows: none, a bias, or a bias and a residual.
+template <class T>
+product_sums<T> sums_of(const no_epilogue&) {
+    return {};
+}
+template <class T, class B>
+requires is_row<B> product_sums<T> sums_of(const bias_step<B>& e) { return {e.b.data, nullptr}; }
+template <class T, class B, class R>
+requires(is_row<B>&& is_matrix<R>) product_sums<T> sums_of(const step_sequence<bias_step<B>, add_step<R>>& e) {
+    return {e.first.b.data, e.second.r.data};
+}
+template <class E, class T>
+concept epilogue_of_sums = requires(const E& e) {
+    sums_of<T>(e);
+};
+
+// The bias and the function of an epilogue whose result is rounded.
+struct identity {
+    template <class T>
+    PSAE_FN T value(T x) const {
+        return x;
+    }
+};
+template <class B>
+auto function_of(const bias_step<B>&) {
+    return identity{};
+}
+template <class B, class F>
+F function_of(const step_sequence<bias_step<B>, function_step<F>>& e) {
+    return e.second.f;
+}
+template <class B>
+const float* bias_of(const bias_step<B>& e) {
+    static_assert(is_row<B>, "psae: matmul rounds its result after a bias in memory");
+    return e.b.data;
+}
+template <class First, class Second>
+const float* bias_of(const step_sequence<First, Second>& e) {
+    return bias_of(e.first);
+}
+
+// x = f(x + bias) in float, rounded again: x [rows, cols], bias [cols]. A thread goes down `width` columns, every
+// gridDim.y-th row of them.
+template <unsigned width, class F>
+__global__ void bias_and_function_kernel(bf16* x, const float* bias, F f, std::size_t rows, std::size_t cols) {
+    const std::size_t col = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) * width;
+    if (col >= cols) return;
+    float biases[width];
+    for (unsigned i = 0; i < width; ++i) biases[i] = bias[col + i];
+    for (std::size_t row = blockIdx.y; row < rows; row += gridDim.y) {
+        auto values = load_pack<width>(x + row * cols + col);
+        for (unsigned i = 0; i < width; ++i) values.of[i] = to_bf16(f.value(widen(values.of[i]) + biases[i]));
+        store_pack(x + row * cols + col, values);
+    }
+}
+
+template <class F>
+void add_bias_and_apply(const cuda& device, bf16* x, const float* bias, const F& f, std::size_t rows,
+                        std::size_t cols) {
+    constexpr unsigned threads = 128;
+    constexpr std::size_t rows_of_block = 8;
+    const bool wide = has_wide_rows(x, cols);
+    const unsigned width = wide ? wide_pack<bf16> : 1;
+    launch(device, wide ? bias_and_function_kernel<wide_pack<bf16>, F> : bias_and_function_kernel<1, F>,
+           dim3(blocks_of(cols, threads * width), blocks_up_to(65535, rows, rows_of_block)), threads, 0, x, bias, f,
+           rows, cols);
+}
+
 }  // namespace detail
 
-// out [n, out] = epilogue(x W^T). x: [n, in]; weights: [out, in].
-template <class T, class Shape, class W, epilogue E>
-void matmul(const cuda& device, arena<space::device>&, view<T, Shape, space::device> out, const T* x, const W& weights,
-            const E& e) {
-    const std::size_t columns = weights.rows(), in = weights.cols();
-    gemm(device, false, true, out.rows(), columns, in, T(1), x, in, detail::memory_of_weights(weights), in, T(0),
-         out.data, columns);
-    if constexpr (!std::is_same_v<E, no_epilogue>)
-        assign(device, out, e(view<const T, Shape, space::device>{out.data, out.shape()}));
+// out [n, out] = epilogue(x W^T). x: [n, in]; weights: [out, in]. Products of bf16 take x rounded: a matrix of bf16, or
+// floats that are rounded on the way. A result in bf16 is that of such products with a bias, or a bias and a function.
+template <class X, class T, class Shape, class W, epilogue E>
+void matmul(const cuda& device, arena<space::device>& scratch, view<T, Shape, space::device> out, const X* x,
+            const W& weights, const E& e) {
+    using namespace detail;
+    const std::size_t n = out.rows(), columns = weights.rows(), in = weights.cols();
+    const auto mark = scratch.position();
+    if constexpr (std::is_same_v<X, float>)
+        if (device.products == precision::bf16) {
+            matmul(device, scratch, out, rounded(device, scratch, x, n * in), weights, e);
+            scratch.release_to(mark);
+            return;
+        }
+    const X* W_operand = operand_of_weights<X>(device, scratch, weights);
+    const auto multiply = [&](const product_sums<T>& sums) {
+        const sum_of_products<X> beta = sums.added == nullptr ? 0 : 1;
+        gemm(device, false, true, n, columns, in, 1, x, in, W_operand, in, beta, out.data, columns, sums);
+    };
+    const bool matrices = columns > 1 && in > 1;  // cuBLASLt is not asked to add to products of vectors
+    if constexpr (std::is_same_v<T, bf16>) {
+        const float* bias = bias_of(e);
+        const auto f = function_of(e);
+        if (matrices && std::is_same_v<decltype(f), const identity>) {
+            multiply({rounded(device, scratch, bias, columns), nullptr});
+        } else {
+            multiply({});
+            add_bias_and_apply(device, out.data, bias, f, n, columns);
+        }
+    } else {
+        bool done = false;
+        if constexpr (epilogue_of_sums<E, T>)
+            if (matrices) {
+                multiply(sums_of<T>(e));
+                done = true;
+            }
+        if (!done) {
+            multiply({});
+            if constexpr (!std::is_same_v<E, no_epilogue>)
+                assign(device, out, e(view<const T, Shape, space::device>{out.data, out.shape()}));
+        }
+    }
+    scratch.release_to(mark);
 }
 
 // dx [n, in] (+)= g W, the adjoint with respect to x. g: [n, out].
 template <class T, class W>
-void matmul_adjoint_input(const cuda& device, arena<space::device>&, T* dx, const T* g, std::size_t n, const W& weights,
-                          write how) {
+void matmul_adjoint_input(const cuda& device, arena<space::device>& scratch, T* dx, const T* g, std::size_t n,
+                          const W& weights, write how) {
     const std::size_t out = weights.rows(), in = weights.cols();
-    gemm(device, false, false, n, in, out, T(1), g, out, detail::memory_of_weights(weights), in,
-         how == write::add ? T(1) : T(0), dx, in);
+    const auto multiply = [&]<class X>(const X* of_result) {
+        gemm(device, false, false, n, in, out, 1, of_result, out,
+             detail::operand_of_weights<X>(device, scratch, weights), in, how == write::add ? 1 : 0, dx, in);
+    };
+    const auto mark = scratch.position();
+    if constexpr (std::is_same_v<T, float>) {
+        if (device.products == precision::bf16) multiply(rounded(device, scratch, g, n * out));
+        else multiply(g);
+    } else {
+        multiply(g);
+    }
+    scratch.release_to(mark);
 }
 
-// dW [out, in] (+)= g^T x, the adjoint with respect to the weights. g: [n, out]; x: [n, in].
+// dW [out, in] (+)= g^T x, the adjoint with respect to the weights, never of bf16. g: [n, out]; x: [n, in].
 template <class T>
 void matmul_adjoint_weights(const cuda& device, T* dW, const T* g, const T* x, std::size_t n, std::size_t out,
                             std::size_t in, write how) {

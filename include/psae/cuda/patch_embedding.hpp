@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include <psae/core/element.hpp>
 #include <psae/cuda/rows.hpp>
 #include <psae/expr/node.hpp>
 
@@ -30,16 +31,16 @@ __device__ void each_patch_pixel(std::size_t channels, std::size_t side, std::si
     }
 }
 
-template <class T>
-__global__ void extract_patches_kernel(T* out, const T* pixels, std::size_t channels, std::size_t side,
+template <class Out, class T>
+__global__ void extract_patches_kernel(Out* out, const T* pixels, std::size_t channels, std::size_t side,
                                        std::size_t patch, unsigned across, unsigned down) {
     const std::size_t patches = (side / patch) * (side / patch), inputs = channels * patch * patch;
     if (blockIdx.x % patches == 0) {
-        T* place_of_class = out + blockIdx.x / patches * (patches + 1) * inputs;
-        for (std::size_t c = threadIdx.x; c < inputs; c += blockDim.x) place_of_class[c] = 0;
+        Out* place_of_class = out + blockIdx.x / patches * (patches + 1) * inputs;
+        for (std::size_t c = threadIdx.x; c < inputs; c += blockDim.x) place_of_class[c] = Out{};
     }
     each_patch_pixel(channels, side, patch, across, down,
-                     [=](std::size_t pixel, std::size_t element) { out[element] = pixels[pixel]; });
+                     [=](std::size_t pixel, std::size_t element) { out[element] = element_cast<Out>(pixels[pixel]); });
 }
 template <class T>
 __global__ void extract_patches_adjoint_kernel(T* dpixels, const T* g, std::size_t channels, std::size_t side,
@@ -111,12 +112,13 @@ __global__ void class_tokens_adjoint_kernel(T* dx, const T* g, std::size_t token
 }  // namespace detail
 
 // out: [images * (1 + patches), channels * patch * patch]: for each image a row of zeros, which keeps the class token's
-// place, and its patches in reading order, each by channel, row, column. pixels: [images, channels, side, side].
-template <class T>
-void extract_patches(cuda& device, T* out, const T* pixels, std::size_t images, std::size_t channels, std::size_t side,
-                     std::size_t patch) {
+// place, and its patches in reading order, each by channel, row, column. pixels: [images, channels, side, side]. out may
+// be bf16, of rounded pixels.
+template <class Out, class T>
+void extract_patches(cuda& device, Out* out, const T* pixels, std::size_t images, std::size_t channels,
+                     std::size_t side, std::size_t patch) {
     const detail::patch_launch at(images, side, patch);
-    launch(device, detail::extract_patches_kernel<T>, at.blocks, at.threads, 0, out, pixels, channels, side, patch,
+    launch(device, detail::extract_patches_kernel<Out, T>, at.blocks, at.threads, 0, out, pixels, channels, side, patch,
            at.across, at.down);
 }
 // dpixels (+)= the adjoint of extract_patches. g: like its out.

@@ -323,10 +323,10 @@ public:
         using U = std::remove_const_t<T>;
         return {{x.data, x.shape()}, this, make(gradient<U>{}), const_cast<U*>(x.data), 0};
     }
-    // Fresh memory for the result of a stage.
+    // Memory for the result of a stage: fresh, or a place that is given.
     template <class T, class Shape>
-    variable<T, Shape, tape> result(const Shape& extents) {
-        T* storage = arena_.template allocate<T>(extents.size());
+    variable<T, Shape, tape> result(const Shape& extents, T* place = nullptr) {
+        T* storage = place != nullptr ? place : arena_.template allocate<T>(extents.size());
         return {{storage, extents}, this, training() ? make(gradient<T>{}) : nullptr, storage, next_stage()};
     }
     // The number of the stage that is recorded next, from 1.
@@ -351,7 +351,7 @@ public:
         return g.data;
     }
 
-    // Keeps a stage: an object with forward(tape&) and backward(tape&).
+    // Keeps a stage: an object with forward(tape&) and backward(tape&). One without backward is for mode::infer.
     template <class Entry>
     void record(Entry entry) {
         ++recorded_;
@@ -472,6 +472,14 @@ private:
             entry.forward(*this);
             return;
         }
+        if constexpr (!requires { entry.backward(*this); }) {
+            throw error("a stage with rounded activations has no gradient", "tape", "expected mode::infer");
+        } else {
+            keep_both_ways(entry, reads_dense);
+        }
+    }
+    template <class Entry>
+    void keep_both_ways(Entry& entry, const bool* reads_dense) {
         auto* kept = make(kept_entry<Entry>{{}, entry});
         kept->previous = last_;
         kept->reads_dense = reads_dense;

@@ -22,7 +22,7 @@ struct attention_stage {
         attention(t.device(), t.arena(), out.storage, qkv, out.rows() / tokens, tokens, out.cols(), heads, causal);
     }
     template <class Tape>
-    void backward(Tape& t) {
+    void backward(Tape& t) requires(!std::is_same_v<T, bf16>) {
         if (!out.adjoint->written) return;
         add_input_gradient(t, input, [&](T* dqkv, write how) {
             attention_adjoint(t.device(), t.arena(), dqkv, static_cast<const T*>(out.adjoint->data), qkv,
@@ -35,7 +35,7 @@ struct attention_stage {
 
 // softmax(Q K^T / sqrt(d / heads)) V for each sequence and head: [.., d]. qkv: [.., 3 d], rows in sequences of
 // `tokens`, queries, keys and values side by side, heads within each. Every token attends to its whole sequence or, if causal, to
-// itself and the tokens before it.
+// itself and the tokens before it. Of qkv in bf16 the result is rounded too.
 template <operand X>
 auto attention(const X& qkv, std::size_t tokens, std::size_t heads, bool causal = false) {
     using Input = node_t<X>;

@@ -2,8 +2,10 @@
 // What the stages on dense rows share: the memory of their inputs, where the gradient of an input goes, and the shapes
 // of their results.
 
+#include <type_traits>
 #include <utility>
 
+#include <psae/core/element.hpp>
 #include <psae/grad/differentiate.hpp>
 
 namespace psae::detail {
@@ -27,6 +29,20 @@ typename replace_last_extent<Shape, Last>::type with_last_extent(const Shape& s,
 template <class Shape, class Row>
 inline constexpr bool row_fits = Row::rank == 1 && (Row::static_cols == Shape::static_cols || Row::static_cols == dyn ||
                                                     Shape::static_cols == dyn);
+
+// The type of a stage's result: the one asked for or, for void, that of its input, which is computed in float where it is
+// bf16. Activations that only products read may be asked for in bf16, where a backend has such products; what reads or
+// makes them has no gradient.
+template <class Asked, class Input>
+struct result_type {
+    using type = Asked;
+};
+template <class Input>
+struct result_type<void, Input> {
+    using type = std::conditional_t<std::is_same_v<Input, bf16>, float, Input>;
+};
+template <class Asked, class X>
+using result_type_t = typename result_type<Asked, typename node_t<X>::value_type>::type;
 
 // True if the node is dense memory, not an expression and not something that broadcasts.
 template <class N>

@@ -17,7 +17,7 @@ struct centred_and_scaled {
 
 template <class X, class Gain, class Bias, class Out>
 struct layer_norm_stage {
-    using T = typename Out::value_type;
+    using T = typename X::value_type;
     X input;
     Gain gain;
     Bias bias;
@@ -38,7 +38,7 @@ struct layer_norm_stage {
     }
 
     template <class Tape>
-    void backward(Tape& t) {
+    void backward(Tape& t) requires std::is_same_v<typename Out::value_type, T> {
         if (!out.adjoint->written) return;
         const std::size_t n = out.rows();
         const auto g = out.cotangent();
@@ -57,8 +57,9 @@ struct layer_norm_stage {
 }  // namespace detail
 
 // (x - mean) / sqrt(variance + eps) * gain + bias over the last axis, the variance with 1/d.
-// x: [.., d], an expression is evaluated first; gain, bias: [d]; eps > 0.
-template <operand X, operand Gain, operand Bias>
+// x: [.., d], an expression is evaluated first; gain, bias: [d]; eps > 0. Result: bf16 to have the result rounded (see
+// detail::result_type).
+template <class Result = void, operand X, operand Gain, operand Bias>
 auto layer_norm(const X& x, const Gain& gain, const Bias& bias, double eps) {
     using Input = node_t<X>;
     using T = typename Input::value_type;
@@ -73,7 +74,7 @@ auto layer_norm(const X& x, const Gain& gain, const Bias& bias, double eps) {
         throw error("shapes do not fit", "layer_norm",
                     "x " + to_string(input.shape()) + ", gain " + to_string(gain_node.shape()) + ", bias " +
                         to_string(bias_node.shape()));
-    auto out = t.template result<T>(input.shape());
+    auto out = t.template result<detail::result_type_t<Result, X>>(input.shape());
     t.record(detail::layer_norm_stage<Input, node_t<Gain>, node_t<Bias>, decltype(out)>{input, gain_node, bias_node,
                                                                                         static_cast<T>(eps), out});
     return out;

@@ -38,31 +38,35 @@ inline constexpr bool linear_step<step_sequence<A, B>> = linear_step<A>&& linear
 // W is a node, or a pointer to packed weights.
 template <class X, class W, class E, class Out>
 struct matmul_stage {
+    using In = typename X::value_type;
     using T = typename Out::value_type;
     using out_shape = typename Out::shape_type;
+    static constexpr bool rounded = std::is_same_v<In, bf16> || std::is_same_v<T, bf16>;
     X input;
     W weights;
     E epilogue;
     Out out;
-    const T* x = nullptr;
+    const In* x = nullptr;
     const T* product = nullptr;  // what the epilogue was applied to, where its derivative needs it
 
     template <class Tape>
     void forward(Tape& t) {
         x = dense_values(t, input);
-        if (linear_step<E> || !t.training()) {
-            matmul(t.device(), t.arena(), out.result(), x, matrix(), epilogue);
-        } else {
-            T* kept = t.arena().template allocate<T>(out.size());
-            matmul(t.device(), t.arena(), view<T, out_shape, Tape::memory>{kept, out.shape()}, x, matrix(),
-                   no_epilogue{});
-            product = kept;
-            assign(t.device(), out.result(), epilogue(const_view<T, out_shape, Tape::memory>{product, out.shape()}));
-        }
+        if constexpr (!rounded && !linear_step<E>)
+            if (t.training()) {
+                T* kept = t.arena().template allocate<T>(out.size());
+                matmul(t.device(), t.arena(), view<T, out_shape, Tape::memory>{kept, out.shape()}, x, matrix(),
+                       no_epilogue{});
+                product = kept;
+                assign(t.device(), out.result(),
+                       epilogue(const_view<T, out_shape, Tape::memory>{product, out.shape()}));
+                return;
+            }
+        matmul(t.device(), t.arena(), out.result(), x, matrix(), epilogue);
     }
 
     template <class Tape>
-    void backward(Tape& t) {
+    void backward(Tape& t) requires(!rounded) {
         if (!out.adjoint->written) return;
         // The epilogue is differentiated as an expression of the product. A linear one needs no values: any will do.
         gradient<T> adjoint{};
@@ -89,16 +93,18 @@ private:
     }
 };
 
-template <class X, class W, class E>
-auto record_matmul(const X& input, const W& weights, const auto& extents, const E& e) {
-    using T = typename X::value_type;
+template <class T, class X, class W, class E>
+auto record_matmul(const X& input, const W& weights, const auto& extents, const E& e, T* place) {
     using weights_shape = std::remove_cvref_t<decltype(extents)>;
     auto& t = require_tape(input);
     if (input.shape().cols() != extents.cols())
         throw error("shapes do not fit", "matmul", "x " + to_string(input.shape()) + ", W " + to_string(extents));
     auto out = t.template result<T>(
-        with_last_extent<matmul_shapes<typename X::shape_type, weights_shape>::out>(input.shape(), extents.rows()));
-    const auto result = e(std::as_const(out));
+        with_last_extent<matmul_shapes<typename X::shape_type, weights_shape>::out>(input.shape(), extents.rows()),
+        place);
+    const const_view<result_type_t<void, X>, typename decltype(out)::shape_type, decltype(out)::memory> computed{
+        nullptr, out.shape()};
+    const auto result = e(computed);
     require_same_shape(result.shape(), out.shape(), "epilogue of matmul");
     t.record(matmul_stage<X, W, E, decltype(out)>{input, weights, e, out});
     return out;
@@ -108,14 +114,17 @@ auto record_matmul(const X& input, const W& weights, const auto& extents, const 
 
 // x W^T: [.., out]. x: [.., in], an expression is evaluated first; W: [out, in], a parameter (whose gradient is
 // collected dense), a view, or packed weights (frozen). The epilogue is a pointwise function or steps joined by >>.
-template <operand X, operand W, class E = no_epilogue>
-requires(epilogue<E> || pointwise_function<E>) auto matmul(const X& x, const W& weights, const E& e = {}) {
+// Result: bf16 to have the result rounded (see detail::result_type). place: where it goes, in place of memory of the tape.
+template <class Result = void, operand X, operand W, class E = no_epilogue>
+requires(epilogue<E> || pointwise_function<E>) auto matmul(const X& x, const W& weights, const E& e = {},
+                                                           detail::result_type_t<Result, X>* place = nullptr) {
     return detail::record_matmul(node_t<X>(as_node(x)), node_t<W>(as_node(weights)), as_node(weights).shape(),
-                                 detail::as_epilogue(e));
+                                 detail::as_epilogue(e), place);
 }
-template <operand X, packed_weights W, class E = no_epilogue>
-requires(epilogue<E> || pointwise_function<E>) auto matmul(const X& x, const W& weights, const E& e = {}) {
-    return detail::record_matmul(node_t<X>(as_node(x)), &weights, weights.shape(), detail::as_epilogue(e));
+template <class Result = void, operand X, packed_weights W, class E = no_epilogue>
+requires(epilogue<E> || pointwise_function<E>) auto matmul(const X& x, const W& weights, const E& e = {},
+                                                           detail::result_type_t<Result, X>* place = nullptr) {
+    return detail::record_matmul(node_t<X>(as_node(x)), &weights, weights.shape(), detail::as_epilogue(e), place);
 }
 
 }  // namespace psae

@@ -9,7 +9,7 @@ namespace detail {
 
 template <class X, class Out>
 struct patches_stage {
-    using T = typename Out::value_type;
+    using T = typename X::value_type;
     X pixels;
     Out out;
     std::size_t patch;
@@ -20,7 +20,7 @@ struct patches_stage {
         extract_patches(t.device(), out.storage, dense_values(t, pixels), s.extent(0), s.extent(1), s.extent(2), patch);
     }
     template <class Tape>
-    void backward(Tape& t) {
+    void backward(Tape& t) requires std::is_same_v<typename Out::value_type, T> {
         if (!out.adjoint->written) return;
         const auto s = pixels.shape();
         add_input_gradient(t, pixels, [&](T* dpixels, write how) {
@@ -85,12 +85,12 @@ struct class_tokens_stage {
 // The tokens of pictures: [images * (1 + patches), d], for each image class_embedding + position[0], then for each
 // patch in reading order its product with the weights + position[1 + patch] (Dosovitskiy et al., An image is worth
 // 16x16 words, 2021). pixels: [images, channels, side, side]; W: [d, channels * patch * patch], a parameter, a view or
-// packed; class_embedding: [d]; position: [1 + patches, d].
-template <operand X, class W, operand Class, operand Position>
+// packed; class_embedding: [d]; position: [1 + patches, d]. Patches: bf16 to have the pixels rounded (see
+// detail::result_type).
+template <class Patches = void, operand X, class W, operand Class, operand Position>
 auto patch_embedding(const X& pixels, const W& weights, const Class& class_embedding, const Position& position,
                      std::size_t patch) {
     using Input = node_t<X>;
-    using T = typename Input::value_type;
     static_assert(Input::shape_type::rank == 4, "psae: patch_embedding: pixels are [images, channels, side, side]");
     static_assert(node_t<Position>::shape_type::rank == 2, "psae: patch_embedding: positions are [1 + patches, d]");
     static_assert(node_t<Class>::shape_type::rank == 1, "psae: patch_embedding: the class embedding is a row, [d]");
@@ -107,10 +107,11 @@ auto patch_embedding(const X& pixels, const W& weights, const Class& class_embed
                         to_string(weights.shape()) + ", class_embedding " + to_string(class_node.shape()) +
                         ", position " + to_string(position_node.shape()),
                     "pictures are square, a whole number of patches wide");
-    auto patches = t.template result<T>(shape<dyn, dyn>{s.extent(0) * (grid * grid + 1), s.extent(1) * patch * patch});
+    auto patches = t.template result<detail::result_type_t<Patches, X>>(
+        shape<dyn, dyn>{s.extent(0) * (grid * grid + 1), s.extent(1) * patch * patch});
     t.record(detail::patches_stage<Input, decltype(patches)>{input, patches, patch});
     const auto products = matmul(patches, weights);
-    auto out = t.template result<T>(products.shape());
+    auto out = t.template result<typename Input::value_type>(products.shape());
     t.record(detail::positions_stage<std::remove_const_t<decltype(products)>, node_t<Class>, node_t<Position>,
                                      decltype(out)>{products, class_node, position_node, out});
     return out;

@@ -48,10 +48,10 @@ public:
     void place(const T* token, std::size_t position, T* out) const {
         for (std::size_t c = 0; c < d; ++c) out[c] = token[c] + position_[position * d + c];
     }
-    // Hidden state i + 1 from hidden state i: [texts * tokens, d].
+    // Hidden state i + 1 from hidden state i: [texts * tokens, d]. place: see transformer_block.
     template <operand X>
-    auto block(std::size_t i, const X& x, std::size_t tokens) const {
-        return blocks_[i](x, tokens);
+    auto block(std::size_t i, const X& x, std::size_t tokens, T* place = nullptr) const {
+        return blocks_[i](x, tokens, place);
     }
     // The last layer norm, [n, d]. x: any rows of the last hidden state.
     template <operand X>
@@ -146,9 +146,9 @@ public:
              std::size_t first, std::size_t last) const override {
         for (std::size_t i = first; i < last; ++i) {
             if (i > 0) prompts_.put(i, tokens, texts, tokens_each, 1);
-            detail::infer_blocks<Config::width, Config::mlp>(
-                device, scratch, tokens, texts, tokens_each, i, i + 1,
-                [&](std::size_t b, const auto& x) { return model_.block(b, x, tokens_each); });
+            detail::infer_blocks<Config::width>(
+                device, scratch, tokens, texts, tokens_each, sizeof(float) * Config::mlp, i, i + 1,
+                [&](std::size_t b, const auto& x, float* place) { model_.block(b, x, tokens_each, place); });
         }
     }
     void final_norm(const cpu& device, arena<>& scratch, float* rows, std::size_t n) const override {

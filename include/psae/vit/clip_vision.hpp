@@ -44,25 +44,27 @@ public:
             blocks_.emplace_back().read(vision.below("encoder.layers." + std::to_string(i) + "."));
     }
 
+    // In all of these, Operand is the type in which activations that only products read are written: T, or bf16.
+
     // Hidden state 0, [images * tokens, d]. pixels: [images, 3, side, side].
-    template <operand X>
+    template <class Operand = T, operand X>
     auto embed(const X& pixels) const {
-        return pre_norm(patch_embedding(pixels, W_patch_, class_embedding_, position_, Config::patch));
+        return pre_norm(patch_embedding<Operand>(pixels, W_patch_, class_embedding_, position_, Config::patch));
     }
     // The layer norm before the blocks, [n, d]. x: any rows of embeddings.
     template <operand X>
     auto pre_norm(const X& x) const {
         return layer_norm(x, pre_gain_, pre_shift_, eps);
     }
-    // Hidden state i + 1 from hidden state i. tokens: of an image.
-    template <operand X>
-    auto block(std::size_t i, const X& x, std::size_t tokens = Config::tokens) const {
-        return blocks_[i](x, tokens);
+    // Hidden state i + 1 from hidden state i. tokens: of an image; place: see transformer_block.
+    template <class Operand = T, operand X>
+    auto block(std::size_t i, const X& x, std::size_t tokens = Config::tokens, T* place = nullptr) const {
+        return blocks_[i].template operator()<Operand>(x, tokens, place);
     }
     // Image embeddings [images, projection] from the last hidden state, not normalised. tokens: of an image.
-    template <operand X>
+    template <class Operand = T, operand X>
     auto project(const X& x, std::size_t tokens = Config::tokens) const {
-        return matmul(layer_norm(class_tokens(x, tokens), post_gain_, post_shift_, eps), W_projection_);
+        return matmul(layer_norm<Operand>(class_tokens(x, tokens), post_gain_, post_shift_, eps), W_projection_);
     }
 
 private:
@@ -184,7 +186,7 @@ public:
         arena<> scratch;
         float* first = prompts_.rows[0].data();
         infer(cpu(1), scratch, first, tokens_shape{prompts_.count}, first, prompts_.count * Config::width,
-              [&](const auto& x) { return model_.pre_norm(x); });
+              [&](const auto& x, auto) { return model_.pre_norm(x); });
     }
 
     const char* name() const override { return Config::name; }
@@ -198,8 +200,7 @@ public:
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
         constexpr std::size_t own = Config::tokens * Config::width;
-        infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens, images * own,
-              [&](const auto& x) { return model_.embed(x); });
+        infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens, images * own, embedding());
         if (prompts() == 0) return;
         for (std::size_t i = images; i-- > 0;)  // to their places among prompts, the last image first
             std::copy_backward(tokens + i * own, tokens + (i + 1) * own,
@@ -226,7 +227,7 @@ public:
                 const float* in = passes_.pixels(pixels, extents.size());
                 const std::size_t size = images * Config::tokens * Config::width;
                 float* x = passes_.tokens.next(size);
-                detail::infer(device_, memory_, in, extents, x, [&](const auto& p) { return model_.embed(p); });
+                infer_in(device_, memory_, in, extents, x, embedding());
                 infer_blocks(device_, memory_, x, images, 0, layer);
                 passes_.tokens.send(tokens, size);
                 return;
@@ -243,13 +244,16 @@ public:
         const std::size_t each = this->tokens(), size = images * Config::projection;
         const tokens_shape extents{images * each};
         if (normalised)
-            infer(device, scratch, tokens, extents, embeds, size, [&](const auto& x) {
-                const auto e = model_.project(x, each);
-                return e / norm(e);
-            });
+            infer(device, scratch, tokens, extents, embeds, size,
+                  [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                      const auto e = model_.template project<Operand>(x, each);
+                      return e / norm(e);
+                  });
         else
             infer(device, scratch, tokens, extents, embeds, size,
-                  [&](const auto& x) { return model_.project(x, each); });
+                  [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                      return model_.template project<Operand>(x, each);
+                  });
     }
     float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                         const float* direction, float* gradient) const override {
@@ -281,27 +285,45 @@ private:
         upload(device_, there, from, count);
         return there;
     }
-    // out [count] = stages(x).
+    // Stages from pixels to hidden state 0.
+    auto embedding() const {
+        return [this]<class Operand>(const auto& pixels, std::type_identity<Operand>) {
+            return model_.template embed<Operand>(pixels);
+        };
+    }
+    // out = stages(x, std::type_identity of the operands' type).
+    template <class Shape, class Stages>
+    static void infer_in(const Backend& backend, arena<Backend::memory>& memory, const float* x, const Shape& extents,
+                         float* out, const Stages& stages) {
+        detail::with_operand_type(backend, [&](auto operands) {
+            detail::infer(backend, memory, x, extents, out, [&](const auto& input) { return stages(input, operands); });
+        });
+    }
+    // The same on arrays of the host. out: [count].
     template <class Shape, class Stages>
     void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out, std::size_t count,
                const Stages& stages) const {
         if constexpr (on_host) {
-            detail::infer(device, scratch, x, extents, out, stages);
+            infer_in(device, scratch, x, extents, out, stages);
         } else {
             make_current(device_);
             memory_.reset();
             const float* in = uploaded(x, extents.size());
             float* result = memory_.template allocate<float>(count);
-            detail::infer(device_, memory_, in, extents, result, stages);
+            infer_in(device_, memory_, in, extents, result, stages);
             download(device_, out, result, count);
         }
     }
     // Blocks first .. last, in place.
     void infer_blocks(const Backend& backend, arena<Backend::memory>& memory, float* tokens, std::size_t images,
                       std::size_t first, std::size_t last) const {
-        detail::infer_blocks<Config::width, Config::mlp>(
-            backend, memory, tokens, images, this->tokens(), first, last,
-            [&](std::size_t b, const auto& h) { return model_.block(b, h, this->tokens()); });
+        detail::with_operand_type(backend, [&]<class Operand>(std::type_identity<Operand>) {
+            detail::infer_blocks<Config::width>(backend, memory, tokens, images, this->tokens(),
+                                                sizeof(Operand) * Config::mlp, first, last,
+                                                [&](std::size_t b, const auto& h, float* place) {
+                                                    model_.template block<Operand>(b, h, this->tokens(), place);
+                                                });
+        });
     }
     // The same on tokens of the host.
     void run_blocks(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,

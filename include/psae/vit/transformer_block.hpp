@@ -100,13 +100,14 @@ struct transformer_block {
         weights.read(W_2, b_2, "mlp.fc2");
     }
 
-    // The next hidden state, [n, Width]. x: [n, Width], rows in sequences of `tokens`.
-    template <operand X>
-    auto operator()(const X& x, std::size_t tokens) const {
-        const auto qkv = matmul(layer_norm(x, gain_1, shift_1, eps), W_qkv, bias(b_qkv));
+    // The next hidden state, [n, Width], in `place` if that is given: x's own memory may be. x: [n, Width], rows in
+    // sequences of `tokens`. What only products read is written as Operand; hidden states are T.
+    template <class Operand = T, operand X>
+    auto operator()(const X& x, std::size_t tokens, T* place = nullptr) const {
+        const auto qkv = matmul<Operand>(layer_norm<Operand>(x, gain_1, shift_1, eps), W_qkv, bias(b_qkv));
         const auto y = matmul(attention(qkv, tokens, Heads, causal), W_out, bias(b_out) >> add(x));
-        const auto h = matmul(layer_norm(y, gain_2, shift_2, eps), W_1, bias(b_1) >> Activation{});
-        return matmul(h, W_2, bias(b_2) >> add(y));
+        const auto h = matmul<Operand>(layer_norm<Operand>(y, gain_2, shift_2, eps), W_1, bias(b_1) >> Activation{});
+        return matmul(h, W_2, bias(b_2) >> add(y), place);
     }
 };
 
@@ -119,32 +120,54 @@ arena<>& arena_of_records(arena<Space>&, arena<>& records) {
     return records;
 }
 
-// out = stages(x), both in the backend's memory; what the stages used of the scratch memory is given back.
-template <class Backend, class Shape, class Stages>
-void infer(const Backend& device, arena<Backend::memory>& scratch, const float* x, const Shape& extents, float* out,
-           const Stages& stages) {
+// f(tape) with a tape in infer mode; what it used of the scratch memory is given back.
+template <class Backend, class F>
+void on_tape(const Backend& device, arena<Backend::memory>& scratch, const F& f) {
     Backend backend = device;
     const auto mark = scratch.position();
     arena<> records_elsewhere;
     tape<Backend> t(backend, scratch, arena_of_records(scratch, records_elsewhere), mode::infer);
-    const auto result = stages(t.input(const_view<float, Shape, Backend::memory>{x, extents}));
-    assign(backend, view<float, typename decltype(result)::shape_type, Backend::memory>{out, result.shape()}, result);
+    f(t);
     scratch.release_to(mark);
 }
 
-// Hidden state `first` to hidden state `last` of a tower, in place; block(i, x) gives hidden state i + 1. x: [sequences
-// * tokens, Width]. A few sequences at a time, so that the widest activations, [rows, Mlp], stay in the CPU's
-// second-level cache; on other devices as many as fill it.
-template <std::size_t Width, std::size_t Mlp, class Backend, class Block>
+// out = stages(x), both in the backend's memory.
+template <class Backend, class Shape, class Stages>
+void infer(const Backend& device, arena<Backend::memory>& scratch, const float* x, const Shape& extents, float* out,
+           const Stages& stages) {
+    on_tape(device, scratch, [&](auto& t) {
+        const auto result = stages(t.input(const_view<float, Shape, Backend::memory>{x, extents}));
+        assign(t.device(), view<float, typename decltype(result)::shape_type, Backend::memory>{out, result.shape()},
+               result);
+    });
+}
+
+// f(std::type_identity<T>) for the type in which a tower's activations that only products read are written on a device.
+template <class Backend, class F>
+void with_operand_type(const Backend& device, const F& f) {
+    if constexpr (Backend::memory == space::device) {
+        if (device.products == precision::bf16) return f(std::type_identity<bf16>{});
+    }
+    f(std::type_identity<float>{});
+}
+
+// Hidden state `first` to hidden state `last` of a tower, in place; block(i, x, place) writes hidden state i + 1 where x
+// stands. x: [sequences * tokens, Width]. So many sequences at a time that the widest activations, of `widest` bytes for a
+// token, stay in the CPU's second-level cache; on other devices as many as fill it.
+template <std::size_t Width, class Backend, class Block>
 void infer_blocks(const Backend& device, arena<Backend::memory>& scratch, float* x, std::size_t sequences,
-                  std::size_t tokens, std::size_t first, std::size_t last, const Block& block) {
+                  std::size_t tokens, std::size_t widest, std::size_t first, std::size_t last, const Block& block) {
     constexpr std::size_t most_bytes = Backend::memory == space::host ? 5 << 19 : 1 << 29;
-    const std::size_t at_once = std::max<std::size_t>(1, most_bytes / (sizeof(float) * Mlp * tokens));
+    const std::size_t most = std::max<std::size_t>(1, most_bytes / (widest * tokens)),
+                      parts = (sequences + most - 1) / most;
     for (std::size_t i = first; i < last; ++i)
-        for (std::size_t s = 0; s < sequences; s += at_once) {
-            float* state = x + s * tokens * Width;
-            infer(device, scratch, state, shape<dyn, Width>{std::min(at_once, sequences - s) * tokens}, state,
-                  [&](const auto& h) { return block(i, h); });
+        for (std::size_t part = 0; part < parts; ++part) {
+            const std::size_t from = sequences * part / parts, to = sequences * (part + 1) / parts;
+            float* state = x + from * tokens * Width;
+            on_tape(device, scratch, [&](auto& t) {
+                using state_view = const_view<float, shape<dyn, Width>, Backend::memory>;
+                block(i, t.input(state_view{state, shape<dyn, Width>{(to - from) * tokens}}), state);
+            });
         }
 }
 
