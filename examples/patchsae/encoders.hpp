@@ -7,7 +7,7 @@
 #define PATCHSAE_ENCODER(Activation)                                                                             \
     template void psae::encode<float, Activation>(cpu&, arena<>&, codes_view<float>&, const float*, std::size_t, \
                                                   std::size_t, const float*, const float*, std::size_t,          \
-                                                  const Activation&, const latent_set*, float*)
+                                                  const Activation&, const latent_set*, float*, const selection_plan&)
 
 extern PATCHSAE_ENCODER(psae::relu);
 extern PATCHSAE_ENCODER(psae::top_k);
