@@ -227,24 +227,26 @@ struct token_scaling {
     double activation_scale;
     std::size_t d;
 };
-// One of these numbers for each token, as a column [n, 1].
+// One of these numbers for each token, as a column [n, 1]. (nvcc writes pointers to members so that g++ warns of them.)
+enum class scale_number { shift, divisor, multiplier };
 struct token_scale_node {
     using value_type = float;
     using shape_type = psae::shape<dyn, 1>;
     token_scaling scaling;
-    float token_scale::*number;
+    scale_number number;
     const float* x;
     std::size_t tokens;
 
     PSAE_FN shape_type shape() const { return shape_type{tokens}; }
     template <class P>
     PSAE_FN float load(P p) const {
-        return scaling.of(x + p.row * scaling.d).*number;
+        const token_scale s = scaling.of(x + p.row * scaling.d);
+        return number == scale_number::shift ? s.shift : number == scale_number::divisor ? s.divisor : s.multiplier;
     }
 };
 template <class Backend>
-auto token_scales(Backend& device, arena<Backend::memory>& scratch, const sae_description& sae,
-                  float token_scale::*number, const float* x, std::size_t n) {
+auto token_scales(Backend& device, arena<Backend::memory>& scratch, const sae_description& sae, scale_number number,
+                  const float* x, std::size_t n) {
     using column = psae::shape<dyn, 1>;
     const view<float, column, Backend::memory> numbers{scratch.template allocate<float>(n), column{n}};
     assign(device, numbers, token_scale_node{token_scaling(sae), number, x, n});
@@ -329,8 +331,8 @@ const float* encoder_input(Backend& device, arena<Backend::memory>& scratch, con
     if (!sae.scales_tokens() && !sae.centred_input) return x;
     const view<float, matrix, Backend::memory> input{scratch.template allocate<float>(n * d), matrix{n, d}};
     if (sae.scales_tokens()) {
-        const auto shift = token_scales(device, scratch, sae, &token_scale::shift, x, n),
-                   divisor = token_scales(device, scratch, sae, &token_scale::divisor, x, n);
+        const auto shift = token_scales(device, scratch, sae, scale_number::shift, x, n),
+                   divisor = token_scales(device, scratch, sae, scale_number::divisor, x, n);
         assign(device, input, (tokens - shift) / divisor);
         tokens = input;
     }
@@ -395,8 +397,8 @@ void decode_rows_with(Backend device, arena<Backend::memory>& scratch, const sae
     }
     sparse_decode(device, x_hat, z, value, arrays.W_dec, arrays.b_dec, d_out);
     if (sae.scales_tokens()) {
-        const auto multiplier = token_scales(device, scratch, sae, &token_scale::multiplier, x, n),
-                   shift = token_scales(device, scratch, sae, &token_scale::shift, x, n);
+        const auto multiplier = token_scales(device, scratch, sae, scale_number::multiplier, x, n),
+                   shift = token_scales(device, scratch, sae, scale_number::shift, x, n);
         const view<float, matrix, Backend::memory> output{x_hat, matrix{n, d_out}};
         assign(device, output, output * multiplier + shift);
     }
