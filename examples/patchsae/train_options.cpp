@@ -132,10 +132,10 @@ void train_options::add_to(CLI::App& sub) {
     sub.add_option("--steps", steps, "number of steps (0: as --tokens says)");
     sub.add_option("--tokens", tokens, "number of tokens (0: every one once)");
     sub.add_option("--dead-after", dead_after, "steps without firing after which a latent is dead");
-    sub.add_option("--dead-latents", dead_latents,
-                   "none, ghost (relu's default), aux_k (that of topk, batch_topk and matryoshka), or resample: every "
-                   "dead-after "
-                   "+ 1 steps they take the directions of badly explained tokens")
+    sub.add_option(
+           "--dead-latents", dead_latents,
+           "none (default of jump_relu and gated), ghost (of relu), aux_k (of topk, batch_topk and matryoshka), "
+           "or resample: every dead-after + 1 steps they take the directions of badly explained tokens")
         ->check(CLI::IsMember({"none", "ghost", "aux_k", "resample"}));
     sub.add_option(
            "--normalise-activations", normalise_activations,
@@ -189,10 +189,9 @@ void train_options::complete(CLI::App& sub) {
     otherwise("--normalise-decoder", normalise_decoder, variant != "gated", variant != "gated" ? "true" : "false");
     if (scaled) otherwise("--sparsity-warmup-steps", sparsity_warmup_steps, warmup_steps, std::to_string(warmup_steps));
     if (variant == "gated") otherwise("--l1", l1, 3.0, "3");
-    if (dead_latents != "none" && dead_latents != revival && (scaled || dead_latents != "resample"))
-        throw CLI::ValidationError(
-            "--dead-latents",
-            "ghost goes with relu, aux_k with topk, batch_topk and matryoshka, resample with both kinds");
+    if (dead_latents != "none" && dead_latents != "resample" && dead_latents != revival)
+        throw CLI::ValidationError("--dead-latents",
+                                   "ghost goes with relu, aux_k with topk, batch_topk and matryoshka");
     if (!relu && loss == "patchsae") throw CLI::ValidationError("--loss", "patchsae goes with relu");
 }
 

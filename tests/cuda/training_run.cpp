@@ -6,6 +6,7 @@
 
 #include <psae/io/training_run.hpp>
 #include <psae/sae/batch_topk.hpp>
+#include <psae/sae/jump_relu.hpp>
 #include <psae/sae/matryoshka.hpp>
 #include <psae/sae/patchsae.hpp>
 #include <psae/sae/topk.hpp>
@@ -118,6 +119,13 @@ TEST_CASE("a run of Matryoshka on the GPU is that of the CPU, with its gradients
     };
     compare_devices<nested>({});
     compare_devices<nested>({.clip_grad_norm = 0.05});
+}
+
+TEST_CASE("a run of JumpReLU on the GPU is that of the CPU, with thresholds that resampling sets") {
+    struct from_l0 : jump_relu<> {
+        from_l0(std::size_t inputs, std::size_t latents) : jump_relu(inputs, latents) { first_l0 = 2; }
+    };
+    compare_devices<from_l0>({});
 }
 
 TEST_CASE("a run on the GPU that was stopped and went on writes the bytes of one that was not") {

@@ -510,7 +510,8 @@ TEST_CASE("jump_relu and gated resume to the same bytes, with their scale and th
     const temporary_folder work;
     for (const std::string variant : {"jump_relu", "gated"}) {
         INFO(variant);
-        const std::vector<std::string> options{"--variant=" + variant, "--lr=0.003"};
+        const std::vector<std::string> options{"--variant=" + variant, "--lr=0.003", "--dead-latents=resample",
+                                               "--dead-after=19"};
         run_well(with(train_arguments(work, "whole", "120"), options));
         run_well(with(train_arguments(work, "parts", "70"), options));
         run_well(with(with(train_arguments(work, "parts", "120"), options), {"--resume"}));

@@ -378,7 +378,7 @@ private:
         if (dead.empty()) return 0;
         random_stream random(options_.seed ^ 0xBB67AE8584CAA73Bu, std::uint64_t{trainer_.steps_done()} << 24);
         const auto drawn = draw_rows(resampling::anthropic, errors, dead.size(), random);
-        resample(sae_, trainer_, dead, x, drawn, resampling::anthropic);
+        resample(sae_, trainer_, dead, x, drawn, resampling::anthropic, 0.2, host_);
         trainer_.revive(dead);
         return dead.size();
     }

@@ -2,6 +2,8 @@
 // Gated SAE (Rajamanoharan et al., arXiv 2404.16014): one path decides which latents fire, another how strongly, with
 // shared encoder rows.
 
+#include <span>
+
 #include <psae/sae/inference.hpp>
 #include <psae/sae/parameters.hpp>
 
@@ -37,6 +39,11 @@ struct gated : sae_parameters<d_in, d_sae, T> {
         f("b_mag", b_mag);
         f("W_dec", this->W_dec);
         f("b_dec", this->b_dec);
+    }
+
+    // Resampled latents fire as strongly as the gate says, as all do at the start.
+    void restart(const cpu&, std::span<const std::uint32_t> latents, const T*, std::size_t) {
+        for (const std::uint32_t f : latents) r_mag.data()[f] = b_mag.data()[f] = 0;
     }
 
     // x: [n, d_in].

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <span>
+#include <vector>
 
 #include <psae/sae/inference.hpp>
 #include <psae/sae/parameters.hpp>
@@ -63,19 +65,20 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
     using parameters = sae_parameters<d_in, d_sae, T>;
     static constexpr const char* name = "jump_relu";
     static constexpr bool is_saelens = form != jump_relu_form::dictionary_learning, unit_norm_decoder = !is_saelens;
-    static constexpr T first_threshold = T(is_saelens ? 0.01 : 0.001);
+    static constexpr T default_threshold = T(is_saelens ? 0.01 : 0.001);
 
-    jump_relu() requires(d_in != dyn && d_sae != dyn) { set_thresholds(first_threshold); }
+    jump_relu() requires(d_in != dyn && d_sae != dyn) { set_thresholds(default_threshold); }
     jump_relu(std::size_t inputs, std::size_t latents)
         : parameters(inputs, latents), threshold(parameters::template make<shape<d_sae>>(latents)) {
-        set_thresholds(first_threshold);
+        set_thresholds(default_threshold);
     }
 
     T lambda = T(1e-3), pre_act_weight = T(0), target_l0 = T(20);
     double first_l0 = 0;                  // where a run starts; 0: thresholds stay as they are set
     std::size_t lambda_warmup_steps = 0;  // over which lambda grows from 0
     double tanh_scale = 4, window = is_saelens ? 0.05 : 0.001;
-    parameter<T, shape<d_sae>> threshold;  // its logarithm in the forms of saelens
+    T first_threshold = default_threshold;  // that of latents which start anew; set_thresholds sets it
+    parameter<T, shape<d_sae>> threshold;   // its logarithm in the forms of saelens
 
     template <class F>
     void each_parameter(F&& f) {
@@ -85,7 +88,8 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
 
     // The same threshold for all latents, above 0.
     void set_thresholds(T theta) {
-        for (T& t : threshold.value) t = is_saelens ? std::log(theta) : theta;
+        first_threshold = theta;
+        for (std::size_t f = 0; f < this->latents(); ++f) set_threshold(f, theta);
     }
 
     // The threshold, the same for all latents, above which tokens x [n, d_in] have l0 active latents on average.
@@ -104,6 +108,27 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
     // After the start of the other parameters, on scaled tokens of the run.
     void start_on(const cpu& device, arena<>& scratch, const T* x, std::size_t n) {
         if (first_l0 > 0) set_thresholds(device, scratch, x, std::min<std::size_t>(n, 256), first_l0);
+    }
+
+    // Resampled latents start at first_threshold, as all did; or, in a run that starts at an L0, each where it fires for
+    // as many tokens as that takes of a latent, of up to 1024 of x: that start's threshold was for rows of W_enc of other
+    // lengths, and tokens that are not centred lie on one side.
+    void restart(const cpu& host, std::span<const std::uint32_t> latents, const T* x, std::size_t n) {
+        const spread_evenly token{n, std::min<std::size_t>(n, 1024)};
+        const double share = first_l0 / static_cast<double>(this->latents());
+        const auto firing =
+            std::max<std::size_t>(1, static_cast<std::size_t>(share * static_cast<double>(token.count)));
+        host.parallel_for(latents.size(), [&](std::size_t i) {
+            T theta = first_l0 > 0 ? default_threshold : first_threshold;
+            if (first_l0 > 0 && token.count > firing) {
+                std::vector<T> h(token.count);
+                for (std::size_t j = 0; j < h.size(); ++j)
+                    h[j] = pre_activation(latents[i], x + token(j) * this->inputs());
+                std::nth_element(h.begin(), h.begin() + std::ptrdiff_t(firing), h.end(), std::greater{});
+                theta = std::max(h[firing], default_threshold);
+            }
+            set_threshold(latents[i], theta);
+        });
     }
 
     // x: [n, d_in].
@@ -127,6 +152,15 @@ struct jump_relu : sae_parameters<d_in, d_sae, T> {
     }
 
 private:
+    void set_threshold(std::size_t f, T theta) { threshold.data()[f] = is_saelens ? std::log(theta) : theta; }
+    // h of latent f for a token.
+    T pre_activation(std::size_t f, const T* x) const {
+        const T *w = this->W_enc.data() + f * this->inputs(), *centre = this->b_dec.data();
+        T h = this->b_enc.data()[f];
+#pragma omp simd reduction(+ : h)
+        for (std::size_t c = 0; c < this->inputs(); ++c) h += w[c] * (is_saelens ? x[c] - centre[c] : x[c]);
+        return h;
+    }
     auto thresholds(auto x) const {
         if constexpr (is_saelens) return on_tape_of(x, exp(threshold));
         else return on_tape_of(x, threshold);

@@ -4,6 +4,8 @@
 // whose target is not its input has `auto loss(auto x, auto y, const training_state& now) const`. Optional members:
 //   each_parameter(f)           where there are more parameters than those of sae_parameters
 //   start_on(device, scratch, x, n)  start values that depend on tokens x [n, d_in], set after all others
+//   restart(host, latents, x, n)  start values of resampled latents, where it has more by latent than W_enc, b_enc and
+//                               W_dec; their rows of those are made, x [n, d_in] are tokens
 //   after_step(step_codes)      learns of the codes of each step, such as a running threshold
 //   each_state(f)               f(name, data, count) for what after_step keeps, so that checkpoints hold it
 //   describe(sae_view&)         how the trained SAE encodes, where that is neither ReLU nor top-k (sae/inference.hpp)

@@ -1,7 +1,7 @@
 #pragma once
 // Resampling: dead latents start anew in the direction of tokens that are badly reconstructed. The two routines of
 // PatchSAE's code (which its training never calls); `anthropic` is that of Bricken et al., Towards Monosemanticity,
-// 2023.
+// 2023. What a variant has beside W_enc, b_enc and W_dec takes its start values: see its restart(...).
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +14,7 @@
 
 #include <psae/core/random.hpp>
 #include <psae/core/tensor.hpp>
+#include <psae/cpu/backend.hpp>
 
 namespace psae {
 
@@ -59,13 +60,14 @@ inline std::vector<std::size_t> draw_rows(resampling how, std::span<const float>
 }
 
 // Gives dead[i] the direction of row rows[i] of x [n, d_in]: W_dec[f] of unit length, W_enc[f] in the same direction
-// with `scale` times the mean length of the living latents' encoder rows, b_enc[f] = 0. `run` is the trainer: Adam's
-// moments of these latents are zeroed; those of b_dec and the count of updates stay. Throws psae::error where the
-// numbers of rows and latents differ or one of them does not exist; nothing has changed then.
+// with `scale` times the mean length of the living latents' encoder rows, b_enc[f] = 0, and what else the variant has by
+// latent as its restart(...) says. `run` is the trainer: Adam's moments of these latents are zeroed; those of b_dec and
+// the count of updates stay. Throws psae::error where the numbers of rows and latents differ or one of them does not
+// exist; nothing has changed then.
 template <class Variant, class Trainer, class Shape>
 void resample(Variant& sae, Trainer& run, std::span<const std::uint32_t> dead,
               view<const typename Variant::value_type, Shape> x, std::span<const std::size_t> rows, resampling how,
-              double scale = 0.2) {
+              double scale = 0.2, [[maybe_unused]] const cpu& host = cpu()) {
     using T = typename Variant::value_type;
     const std::size_t d = sae.inputs();
     std::vector<char> is_dead(sae.latents(), 0);
@@ -105,12 +107,15 @@ void resample(Variant& sae, Trainer& run, std::span<const std::uint32_t> dead,
         }
         sae.b_enc.data()[dead[i]] = 0;
     }
-    run.each_state([&](std::string_view name, auto* data, std::size_t) {
-        if (!name.starts_with("adam_")) return;
-        const std::size_t columns = name.ends_with(".W_enc") || name.ends_with(".W_dec") ? d
-                                    : name.ends_with(".b_enc")                           ? 1
-                                                                                         : 0;
-        for (const std::uint32_t f : dead) std::fill_n(data + f * columns, columns, 0);
+    if constexpr (requires { sae.restart(host, dead, x.data, x.rows()); }) sae.restart(host, dead, x.data, x.rows());
+    run.each_state([&](std::string_view moment, auto* data, std::size_t) {
+        if (!moment.starts_with("adam_")) return;
+        sae.each_parameter([&](const std::string& name, auto& p) {
+            if (!moment.ends_with("." + name) || p.shape().extent(0) != sae.latents() || p.data() == sae.b_dec.data())
+                return;
+            const std::size_t columns = p.size() / sae.latents();
+            for (const std::uint32_t f : dead) std::fill_n(data + f * columns, columns, 0);
+        });
     });
     if constexpr (requires { run.write_parameters(); }) run.write_parameters();
 }
