@@ -246,3 +246,43 @@ TEST_CASE("codes: gradient rows taken in the sweep give the parameters of the un
         CHECK(fused.sae.W_enc.data()[i] == Approx(entries.sae.W_enc.data()[i]).margin(1e-6));
     }
 }
+
+namespace {
+
+// Decoder norms in an expression that is evaluated before the encoder: its adjoint runs after the encoder's.
+template <bool before>
+struct norms_of_rows : sae_parameters<d, latents, double> {
+    auto loss(auto x) const {
+        const auto norms = row_norms(x, this->W_dec);
+        const auto weighted = [&] { return evaluate(2.0 * norms); };
+        if constexpr (before) {
+            const auto twice = weighted();
+            return rest(x, encode(x, this->W_enc, this->b_enc, relu{}), twice);
+        } else {
+            const auto z = encode(x, this->W_enc, this->b_enc, relu{});
+            return rest(x, z, weighted());
+        }
+    }
+
+private:
+    auto rest(auto x, auto z, auto weight) const {
+        return squared_error(decode(z, this->W_dec, this->b_dec), x) + mean_over_tokens(sum(z * weight));
+    }
+};
+
+}  // namespace
+
+TEST_CASE("codes: a gradient's share that comes after the rows were used is an error, not lost") {
+    fixture f;
+    cpu device;
+    const auto step = [&](auto sae, double clip) {
+        random_stream random(3);
+        sae.initialise(random);
+        training_options options{.clip_grad_norm = clip, .unit_norm_decoder = false};
+        options.codes = codes_form::tiles;
+        trainer run(sae, options, device);
+        return run.step(std::as_const(f.x).view()).loss;
+    };
+    CHECK_THROWS_WITH(step(norms_of_rows<true>(), 0), Catch::Contains("optimiser has used"));
+    CHECK(step(norms_of_rows<true>(), 1e9) == Approx(step(norms_of_rows<false>(), 1e9)));
+}

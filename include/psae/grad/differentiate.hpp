@@ -41,6 +41,11 @@ struct column_sums_suffice<map_node<F, A...>>
 template <class Tape, class T, class Shape, class G>
 void add_to_gradient(Tape& t, gradient<T>& adjoint, const Shape& extents, const G& cotangent) {
     using from = typename G::shape_type;
+    if (adjoint.used_up)
+        throw error(
+            "a share of a gradient comes when the optimiser has used the others", "backward",
+            to_string(extents) + ", such as the norms of W_dec's rows in an expression evaluated before encode()",
+            "evaluate it after the encoder, or set clip_grad_norm, which collects gradients first");
     const write how = adjoint.written ? write::add : write::overwrite;
     T* data = t.dense(adjoint, extents.size());
     adjoint.written = true;

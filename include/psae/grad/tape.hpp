@@ -23,11 +23,12 @@ namespace psae {
 
 enum class mode { infer, train };
 
-// The adjoint of a dense value. `written` is false while nothing has been added, so the first addition overwrites.
+// The adjoint of a dense value. `written` is false while nothing has been added, so the first addition overwrites. Nothing
+// may be added once it is used up.
 template <class T>
 struct gradient {
     T* data = nullptr;
-    bool written = false;
+    bool written = false, used_up = false;
 };
 
 // A share of a weight gradient that is never stored dense: dW[f, :] = sum over the entries (t, f) of weight * rows[t,
@@ -46,7 +47,7 @@ struct outer_product {
 // W[f, :]. It is the gradient of the rows' norms, with the norms as divisors; slope: their gradient, [rows].
 template <class T>
 struct row_multiples {
-    const gradient<T>* slope;
+    gradient<T>* slope;
     const T* divisor;
     const T* rows;
     row_multiples* next;
@@ -75,6 +76,13 @@ struct parameter_gradient : gradient<T> {
     std::size_t chunk_columns = 0;
     parameter_gradient* next_with_chunk = nullptr;
 };
+
+// To be called when all rows have gone to the taker.
+template <class T>
+void all_rows_taken(parameter_gradient<T>& p) {
+    p.taken = true;
+    for (row_multiples<T>* m = p.multiples; m != nullptr; m = m->next) m->slope->used_up = true;
+}
 
 // How an encoder holds its codes in a training step: as entries, or, while a large share of the latents fires for every
 // token, as tiles that are made, used and made again in the backward sweep, and never in memory all at once.
@@ -331,6 +339,7 @@ public:
     }
     // The number of the stage that is recorded next, from 1.
     std::size_t next_stage() const { return recorded_ + 1; }
+    std::size_t stages() const { return recorded_; }
     // The number of an encoder that is about to be recorded, from 0.
     std::size_t number_encoder() { return encoders_++; }
     std::size_t encoders() const { return encoders_; }
@@ -367,8 +376,8 @@ public:
         ++recorded_;
         keep(entry, &codes.support->dense);
     }
-    // Keeps a stage whose result is one row or number: it counts as there once its arguments are, and what reads it
-    // may still be run tile by tile.
+    // Keeps a stage whose result is one row or number, without a number of its own: it is there when what was recorded
+    // before it is, stage number stages(), and encoders after it may still be the first stage.
     template <class Entry>
     void record_row(Entry entry) {
         keep(entry, nullptr);

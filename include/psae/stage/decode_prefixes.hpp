@@ -67,7 +67,7 @@ struct decode_prefixes_stage {
             assign(t.device(), matrix(next), matrix(g) - T(2) * errors.cotangent() * matrix(left));
             g = next;
         }
-        if (rows_are_complete()) weights.adjoint->taken = true;
+        if (rows_are_complete()) all_rows_taken(*weights.adjoint);
         accumulate_gradients(t, bias, matrix(g));
     }
 

@@ -194,7 +194,8 @@ private:
         });
         for (auto* p = support.with_chunk; p != nullptr; p = p->next_with_chunk) {
             p->chunk.data = nullptr;
-            (completes(*p) ? p->taken : p->written) = true;
+            if (completes(*p)) all_rows_taken(*p);
+            else p->written = true;
         }
         if (bias.adjoint != nullptr)
             add_to_gradient(t, *bias.adjoint, bias.shape(),

@@ -90,7 +90,7 @@ requires(!over_codes<node_t<X>>) auto evaluate(const X& x) {
     auto& t = detail::require_tape(n);
     auto out = t.template result<typename N::value_type>(n.shape());
     if constexpr (N::shape_type::rank <= 1) {
-        out.stage = detail::latest_stage(n);
+        out.stage = t.stages();
         t.record_row(detail::evaluate_stage<N, decltype(out)>{n, out});
     } else {
         t.record(detail::evaluate_stage<N, decltype(out)>{n, out});
