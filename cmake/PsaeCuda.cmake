@@ -4,6 +4,9 @@
 #
 # CMake 3.25 takes no CMAKE_CUDA_STANDARD of 20, and `native` for the architectures fails where there is no GPU.
 include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE)  # it may have been installed since
+endif()
 check_language(CUDA)
 set(problem "")
 if(NOT CMAKE_CUDA_COMPILER)

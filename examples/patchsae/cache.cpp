@@ -1,5 +1,6 @@
 // The hidden states of a layer, written to disk once so that many SAEs can train on them.
 
+#include <algorithm>
 #include <optional>
 
 #include "activations.hpp"
@@ -84,11 +85,13 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
         }
         bar.show(writer.position() - found);
     };
-    for (std::size_t first = found / batch * batch; first < count; first += batch) {
+    if (found == count) return;
+    for (std::size_t first = found / batch * batch; first < count;) {
         stop_if_interrupted();
         begin(now, first);
         write(before);
         std::swap(now, before);
+        first = std::max(first + batch, writer.position() / batch * batch);  // behind shards that are whole
     }
     write(before);
 }

@@ -1,5 +1,6 @@
 // --config: long options from a JSON file, and the options a command ran with saved as such a file.
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 
@@ -66,7 +67,9 @@ bool is_list(const CLI::Option& option) { return option.get_expected_max() > 1; 
 
 const CLI::Option& option_of(const CLI::App& subcommand, const std::string& key, const std::string& where) {
     const CLI::Option* option = subcommand.get_option_no_throw("--" + key);
-    if (option == nullptr || key == "config" || key == "help" || option->get_lnames().front() != key)
+    const auto is_name = [&](const std::string& name) { return name == key; };
+    if (option == nullptr || key == "config" || key == "help" ||
+        std::none_of(option->get_lnames().begin(), option->get_lnames().end(), is_name))
         throw CLI::ValidationError(where, "unknown key " + key + "; see patchsae " + subcommand.get_name() + " --help");
     return *option;
 }

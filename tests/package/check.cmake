@@ -13,13 +13,15 @@ if(WAY MATCHES "find_package|cuda")
     set(cuda OFF)
     if(WAY STREQUAL "cuda")
         set(cuda ON)
+        list(APPEND CUDA_OPTIONS -DCMAKE_CUDA_COMPILER=${CUDA_COMPILER}
+             "-DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES}")
     endif()
     run(${CMAKE_COMMAND} -S ${PSAE_SOURCE} -B ${WORK}/psae -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${COMPILER}
-        -DPSAE_EXAMPLES=OFF -DPSAE_TESTS=OFF -DPSAE_CUDA=${cuda})
+        -DPSAE_EXAMPLES=OFF -DPSAE_TESTS=OFF -DPSAE_CUDA=${cuda} ${CUDA_OPTIONS})
     run(${CMAKE_COMMAND} --install ${WORK}/psae --prefix ${WORK}/prefix)
 endif()
 run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/consumer -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${COMPILER}
-    -DCMAKE_PREFIX_PATH=${WORK}/prefix -DPSAE_SOURCE=${PSAE_SOURCE} -DWAY=${WAY})
+    -DCMAKE_PREFIX_PATH=${WORK}/prefix -DPSAE_SOURCE=${PSAE_SOURCE} -DWAY=${WAY} ${CUDA_OPTIONS})
 run(${CMAKE_COMMAND} --build ${WORK}/consumer)
 run(${WORK}/consumer/consumer)
 if(NOT WAY STREQUAL "cuda")

@@ -152,6 +152,18 @@ TEST_CASE("a cache that was killed goes on to the same bytes as one that was not
     CHECK(store_bytes(work / "whole") == whole);
 }
 
+TEST_CASE("a damaged shard is made again without reading the pictures of whole ones") {
+    const temporary_folder work;
+    const arguments more{"--images", golden / "pipeline" / "images", "--images", golden / "preprocess" / "refuse"};
+    run_well(cache_arguments(work / "store", more));
+    const auto whole = store_bytes(work / "store");
+    auto bytes = read_text(work / "store" / "acts000000.bin");
+    bytes[40] ^= 4;
+    std::ofstream(work / "store" / "acts000000.bin", std::ios::binary) << bytes;
+    run_well(cache_arguments(work / "store", more + arguments{"--strict"}));  // those that cannot be read come last
+    CHECK(store_bytes(work / "store") == whole);
+}
+
 TEST_CASE("cache refuses a store made from something else, and bad usage") {
     const temporary_folder work;
     const auto store = work / "store";

@@ -297,6 +297,19 @@ TEST_CASE("a run on pictures does not go on with other pictures, weights or prep
     CHECK(resume().find("data 6 pictures") != std::string::npos);
 }
 
+namespace {
+
+// Latents that started anew over all steps of a run.
+std::uint64_t count_resampled(const fs::path& run) {
+    std::uint64_t resampled = 0;
+    std::ifstream metrics(run / "metrics.jsonl");
+    for (std::string line; std::getline(metrics, line);)
+        resampled += psae::json_size(psae::parse_json(line, "metrics"), "resampled", 0, "metrics");
+    return resampled;
+}
+
+}  // namespace
+
 TEST_CASE("what the trainer's options do is seen in the metrics") {
     const temporary_folder work;
     const auto last_line = [&](const std::vector<std::string>& more) {
@@ -316,11 +329,7 @@ TEST_CASE("what the trainer's options do is seen in the metrics") {
     const std::vector<std::string> resampling{"--dead-latents=resample", "--dead-after=9", "--l1=0.5", "--lr=0.01",
                                               "--checkpoint-every=25"};
     last_line(resampling);
-    std::uint64_t resampled = 0;
-    std::ifstream metrics(work / "run" / "metrics.jsonl");
-    for (std::string line; std::getline(metrics, line);)
-        resampled += psae::json_size(psae::parse_json(line, "metrics"), "resampled", 0, "metrics");
-    CHECK(resampled > 0);
+    CHECK(count_resampled(work / "run") > 0);
     run_well(with(train_arguments(work, "part", "33"), resampling));
     run_well(with(with(train_arguments(work, "part", "50"), resampling), {"--resume"}));
     check_same_run(work / "run", work / "part");
@@ -516,6 +525,7 @@ TEST_CASE("jump_relu and gated resume to the same bytes, with their scale and th
         run_well(with(train_arguments(work, "parts", "70"), options));
         run_well(with(with(train_arguments(work, "parts", "120"), options), {"--resume"}));
         check_same_run(work / "whole", work / "parts");
+        CHECK(count_resampled(work / "whole") > 0);
         CHECK(psae::read_sae(work / "whole").architecture == (variant == "gated" ? "gated" : "jumprelu"));
         fs::remove_all(work / "whole");
         fs::remove_all(work / "parts");

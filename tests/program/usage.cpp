@@ -220,6 +220,8 @@ TEST_CASE("configuration files give options, and flags beat them") {
     };
     CHECK(contains(refuse("{\"step\": 7}"), "unknown key step"));
     CHECK(contains(refuse("{\"config\": \"x\"}"), "unknown key config"));
+    for (const char* name : {"dtype", "precision"})  // of one option
+        CHECK(contains(refuse("{\"" + std::string(name) + "\": \"fp33\"}"), "found fp33"));
     CHECK(contains(refuse("{\"no-normalise-decoder\": true}"), "unknown key no-normalise-decoder"));
     CHECK(contains(refuse("{\"steps\": \"7\"}"), "key steps: expected an integer not below 0, found \"7\""));
     CHECK(contains(refuse("{\"steps\": 7.5}"), "key steps"));
