@@ -19,6 +19,12 @@ namespace detail {
 
 class product_plans;  // gemm.hpp
 
+// Memory is given back, which waits for the whole device, only while no stream is captured: held by whoever does either.
+inline std::recursive_mutex& capture_or_release() {
+    static std::recursive_mutex one_at_a_time;
+    return one_at_a_time;
+}
+
 inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
         throw error("CUDA: " + std::string(cudaGetErrorString(status)), what, cudaGetErrorName(status),
@@ -47,6 +53,7 @@ struct memory_space<space::device> {
         int current = 0;
         cudaPointerAttributes of{};
         if (cudaGetDevice(&current) != cudaSuccess || cudaPointerGetAttributes(&of, p) != cudaSuccess) return;
+        const std::lock_guard lock(detail::capture_or_release());
         cudaSetDevice(of.device);
         cudaDeviceSynchronize();  // whatever stream still uses it
         cudaFreeAsync(p, nullptr);
@@ -62,6 +69,7 @@ struct memory_space<space::device> {
         std::size_t now, most;
     };
     static bytes_in_use in_use() {
+        const std::lock_guard lock(detail::capture_or_release());
         detail::check(cudaDeviceSynchronize(), "memory of the GPU");
         unsigned long long now = 0, most = 0;
         detail::check(cudaMemPoolGetAttribute(pool(), cudaMemPoolAttrUsedMemCurrent, &now), "memory of the GPU");
@@ -96,7 +104,8 @@ private:
     }
 };
 
-// Copies share the stream, which several threads may use. psae::error where there is no GPU, no driver or one that is too
+// Copies share the stream. Several threads may use it, unless one of them trains: a graph that it records would have in it
+// what the others give, so it wants a stream of its own. psae::error where there is no GPU, no driver or one that is too
 // old.
 class cuda {
 public:

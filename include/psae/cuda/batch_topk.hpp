@@ -131,13 +131,14 @@ __global__ void write_chosen_kernel(std::uint32_t* latent, T* value, const std::
     latent[i] = candidates.latent[order[i]];
     value[i] = candidates.value[order[i]];
 }
-// *rank = that of the last of order [count], of which bound->number are there; 0 if none is.
+// *rank = that of the last of order [most], of which bound->number are there; 0 if none is. (Where candidates were dropped
+// for want of room, the last need not be there.)
 template <class T, class Activation>
 __global__ void write_least_rank_kernel(T* rank, const std::uint32_t* order, std::size_t most, const batch_bound* bound,
                                         Activation activation, batch_candidates<T> candidates) {
     const std::size_t count = bound->number < most ? bound->number : most;
-    const std::uint32_t last = count == 0 ? 0 : order[count - 1];
-    *rank = count == 0 ? T(0) : rank_of(activation, candidates.value[last], candidates.latent[last]);
+    const std::uint32_t last = count == 0 ? static_cast<std::uint32_t>(candidates.room) : order[count - 1];
+    *rank = last == candidates.room ? T(0) : rank_of(activation, candidates.value[last], candidates.latent[last]);
 }
 
 // By one thread.

@@ -19,8 +19,8 @@ public:
         for (known& k : known_) k.forget();
     }
 
-    // Work is done as it comes the first time, recorded the second, and replayed from then on, as long as it is among the
-    // last few that came.
+    // Work is done as it comes the first time, recorded the second, and replayed from then on, until a few other pieces
+    // have come.
     template <class AddKey, class F>
     void run(cuda& device, const AddKey& add_key, const F& f) {
         key_.assign({static_cast<std::byte>(device.products)});
@@ -51,6 +51,7 @@ private:
 
     template <class F>
     static cudaGraphExec_t record(cuda& device, const F& f) {
+        const std::lock_guard lock(detail::capture_or_release());
         cudaGraph_t graph = nullptr;
         detail::check(cudaStreamBeginCapture(device.stream(), cudaStreamCaptureModeThreadLocal), "CUDA graph");
         try {

@@ -38,6 +38,7 @@ public:
             device.make_current();
             rounded_ = tensor<bf16, psae::shape<dyn>, space::device>(psae::shape<dyn>{memory_.size()});
             round_to_bf16(device, rounded_.data(), memory_.data(), memory_.size());
+            device.synchronise();  // other streams may read it next
         }
         return rounded_.data();
     }

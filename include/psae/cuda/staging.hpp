@@ -16,7 +16,7 @@
 #include <string>
 #include <utility>
 
-#include <psae/cpu/staging.hpp>
+#include <psae/core/staging.hpp>
 #include <psae/cuda/backend.hpp>
 
 namespace psae {
@@ -86,9 +86,10 @@ private:
 template <class T>
 struct staged_array {
     explicit staged_array(const cuda& device) : copied(device), computed(device) {}
-    // Before either is used again: what is smaller is replaced.
+    // Before either is used again: what is smaller is replaced, by half as much again if it is not the first.
     void reserve(std::size_t count) {
         if (there.size() >= count) return;
+        count = std::max(count, there.size() + there.size() / 2);
         here.resize(count);
         there = tensor<T, shape<dyn>, space::device>(shape<dyn>{count});
     }

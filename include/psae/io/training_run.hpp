@@ -125,7 +125,9 @@ inline std::vector<float> select_columns(std::span<const float> rows, std::size_
 struct run_summary {
     reconstruction_quality quality;
     double dead_fraction = 0;  // latents that have not fired for dead_after steps
-    double tokens_per_s = 0;   // of its own steps in this session, without waiting for data; NaN where there were none
+    // Of its own steps in this session; NaN where there were none. On the CPU without waiting for data; the steps of another
+    // device last until the next batch is there.
+    double tokens_per_s = 0;
 };
 
 // A run of any variant.
@@ -243,22 +245,21 @@ public:
         const auto before = clock::now();
         const auto x = tokens_of(of_stream);
         const device_rows tokens{batches_(x.data, x.size()), x.shape()};  // while the step before is computed
-        const double staging = seconds_since(before);
         wait();
-        const auto start = clock::now();
+        const auto start = on_host ? before : clock::now();
         trainer_.start(tokens, tokens);
-        at_work_ = step_at_work{tokens, waited, staging + seconds_since(start)};
+        at_work_ =
+            step_at_work{tokens, on_host ? waited : 0, start};  // the next rows are waited for while it is at work
         if (on_host) wait();
     }
     void wait() override {
         if (!at_work_) return;
         const step_at_work step = *std::exchange(at_work_, std::nullopt);
-        const auto before = clock::now();
         last_ = trainer_.finish();
         auto fields = fields_of(*last_);
         if (options_.resample_every > 0 && steps_done() % options_.resample_every == 0)
             fields.emplace_back("resampled", double(resample_dead(step.tokens)));
-        const double seconds = step.seconds + seconds_since(before);
+        const double seconds = seconds_since(step.start);
         seconds_ += seconds;
         tokens_ += step.tokens.rows();
         fields.emplace_back("tokens_per_s", double(step.tokens.rows()) / (step.waited + seconds));
@@ -274,6 +275,7 @@ public:
     }
 
     run_summary summarise(std::span<const float> tokens) override {
+        wait();
         std::size_t dead = 0;
         for (const std::uint32_t since : trainer_.since_fired()) dead += since > dead_after_;
         return {quality(tokens), double(dead) / double(sae_.latents()), double(tokens_) / seconds_};
@@ -286,7 +288,8 @@ private:
     using device_rows = const_view<float, shape<dyn, dyn>, Backend::memory>;
     struct step_at_work {
         device_rows tokens;
-        double waited, seconds;  // for the rows, and of the host's work so far
+        double waited;  // seconds, for the rows
+        clock::time_point start;
     };
 
     // The SAE as it works on tokens of the stream.

@@ -19,19 +19,19 @@ struct loss_numbers {
 };
 
 struct step_outcome {
-    double loss_numbers[most_loss_numbers] = {};
-    double least_rank = 0;              // of a top-k over the whole batch
-    double residual = 0, variance = 0;  // sum ||x - x_hat||^2, sum ||x - mean x||^2
-    std::size_t active = 0;             // latents over all tokens
-    std::uint32_t too_small = 0;        // 1: an encoder had too little room (selection_plan)
-    std::uint32_t go = 0;               // 0: nothing changes in this step
+    double losses[most_loss_numbers] = {};  // of the loss and its terms
+    double least_rank = 0;                  // of a top-k over the whole batch
+    double residual = 0, variance = 0;      // sum ||x - x_hat||^2, sum ||x - mean x||^2
+    std::size_t active = 0;                 // latents over all tokens
+    std::uint32_t too_small = 0;            // 1: an encoder had too little room (selection_plan)
+    std::uint32_t go = 0;                   // 0: nothing changes in this step
 
     // The step goes on if its loss is finite and its codes are whole.
     template <class T>
-    PSAE_FN void judge(const psae::loss_numbers<T>& loss) {
-        for (std::size_t i = 0; i < loss.count; ++i) loss_numbers[i] = static_cast<double>(*loss.number[i]);
+    PSAE_FN void judge(const loss_numbers<T>& loss) {
+        for (std::size_t i = 0; i < loss.count; ++i) losses[i] = static_cast<double>(*loss.number[i]);
         if (loss.least_rank != nullptr) least_rank = static_cast<double>(*loss.least_rank);
-        go = loss_numbers[0] - loss_numbers[0] == 0 && too_small == 0 ? 1 : 0;
+        go = losses[0] - losses[0] == 0 && too_small == 0 ? 1 : 0;
     }
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -92,6 +93,8 @@ public:
     template <class Shape, class TargetShape>
     void start(view<const T, Shape, memory> tokens, view<const T, TargetShape, memory> targets,
                const float* token_weights = nullptr) {
+        static_assert(Shape::rank == 2 && TargetShape::rank == 2, "psae: tokens and targets are matrices, [n, d]");
+        if (at_work_) throw error("a step was started before the last one was finished", "trainer::start");
         make_current(device_);
         const auto standing_in = copies_.stand_in();
         staged_.clear();
@@ -111,8 +114,10 @@ public:
         batch_ = {tokens.data, targets.data, token_weights, tokens.rows(), tokens.cols(), targets.cols()};
         give_work_ = &trainer::give_work<Shape, TargetShape>;
         (this->*give_work_)();
+        at_work_ = true;
     }
     const step_metrics& finish() {
+        if (!std::exchange(at_work_, false)) throw error("no step was started", "trainer::finish");
         device_state end = read(device_, state_.data());
         learn_room(end.needed);
         if (end.outcome.too_small != 0) {  // nothing has changed: once more, and wait for the room
@@ -155,6 +160,7 @@ public:
         staged_.clear();
         dead_count_.reset();
         known_encoders_ = 0;  // so that a run that goes on from here does as this one
+        std::fill(std::begin(forecasts_), std::end(forecasts_), codes_forecast{});
         std::size_t i = 0;
         sae_.each_parameter([&](const char* name, auto&) {
             give(f, std::string("adam_m.") + name, first_moments_[i]);
@@ -264,7 +270,7 @@ private:
         if (!on_host && t.forecasts == nullptr) sweeps();  // which wait
         else
             work_.run(
-                device_, [&](work_key& key) { add_key(key); }, sweeps);
+                device_, [&](work_key& key) { add_key(key, t); }, sweeps);
     }
 
     // All that the device does in one go.
@@ -290,17 +296,21 @@ private:
         list_dead();
     }
 
-    // What tells one step's work from another's: all that has been recorded, and the room that it gets.
-    void add_key(work_key& key) const {
+    // What tells one step's work from another's: all that has been recorded, what is measured, and the room that it gets.
+    void add_key(work_key& key, const tape<Backend>& t) const {
         const auto add = [&](const void* data, std::size_t bytes) {
             const auto* first = static_cast<const std::byte*>(data);
             key.insert(key.end(), first, first + bytes);
         };
         const auto add_number = [&](std::size_t number) { add(&number, sizeof(number)); };
         records_.each_used(add);
+        add(&batch_, sizeof(batch_));
+        add(&t.main_codes, sizeof(t.main_codes));
+        add(&t.reconstruction, sizeof(t.reconstruction));
         add_number(scratch_.allocations());
         for (std::size_t i = 0; i < encoders_; ++i) {
             add_number(forecasts_[i].dense);
+            if (forecasts_[i].dense) continue;
             add_number(forecasts_[i].room.candidates);
             add_number(forecasts_[i].room.entries);
         }
@@ -310,9 +320,9 @@ private:
     void learn_room(const selection_room* needed) {
         if (on_host) return;
         known_encoders_ = encoders_ <= tape<Backend>::max_encoders ? encoders_ : 0;
-        // A quarter more than was needed, and the same for as long as that is neither too little nor far too much.
+        // A quarter more than was needed, and the same for as long as that is neither too little nor twice too much.
         const auto adjust = [](std::size_t& room, std::size_t taken) {
-            if (taken > room || room > 1024 + 4 * taken) room = 256 + taken + taken / 4;
+            if (taken > room || room > 1024 + 2 * taken) room = 256 + taken + taken / 4;
         };
         const std::size_t tokens = std::max<std::size_t>(batch_.rows, 1);
         for (std::size_t i = 0; i < known_encoders_; ++i) {
@@ -327,8 +337,8 @@ private:
 
     // The metrics of a step that is done; psae::error if its loss is not finite.
     void tell(const step_outcome& outcome) {
-        report_.loss = outcome.loss_numbers[0];
-        for (std::size_t i = 0; i < report_.terms.size(); ++i) report_.terms[i].second = outcome.loss_numbers[1 + i];
+        report_.loss = outcome.losses[0];
+        for (std::size_t i = 0; i < report_.terms.size(); ++i) report_.terms[i].second = outcome.losses[1 + i];
         if (outcome.go == 0)
             throw error("the loss is not finite", "training step " + std::to_string(step_), "",
                         "look for NaN or rows of zeros in the activations, or lower the learning rate");
@@ -418,7 +428,7 @@ private:
     step_metrics report_;
     batch batch_{};                           // of the step at hand
     void (trainer::*give_work_)() = nullptr;  // gives it to the device
-    bool has_codes_ = false, has_reconstruction_ = false;
+    bool at_work_ = false, has_codes_ = false, has_reconstruction_ = false;
     std::size_t encoders_ = 0;
     std::vector<array<T>> first_moments_, second_moments_;
     array<std::uint32_t> since_fired_, dead_;
