@@ -81,7 +81,8 @@ run)
     trap - EXIT
     awk -F', ' '{if (NR == 1 || $1 < least) least = $1; if ($1 > most) most = $1; memory = $2}
         END {if (NR) printf "\nClocks meanwhile: %d to %d MHz, memory %d MHz.\n", least, most, memory}' "$out/clocks.csv" >>"$table"
-    measure 140 peers.md python3 bench/peers/gpu.py --ours "$out/bench.md" --seconds 40 --all-seconds 120
+    peers=$((340 - SECONDS))  # torch.compile takes long, so they get what tests and timings have left: at least 135
+    measure "$peers" peers.md python3 bench/peers/gpu.py --ours "$out/bench.md" --seconds 60 --all-seconds $((peers - 20))
 
     # The sanitizers slow a program down a hundredfold, so they see small tests of single kernels. One list with commas: of
     # several arguments Catch runs what matches all. A name that is no test's is an error.
