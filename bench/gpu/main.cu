@@ -31,11 +31,10 @@ int main(int argc, char** argv) try {
         for (const std::size_t n : {tokens, 4 * tokens}) time_encoder(m, n, has_goal ? 1.15 : 0);
         time_steps(m, tokens);
         time_tower<tower>(m, images, largest_product);
+        for (const double l0 : {64.0, 0.0}) measure_memory(m, tokens, l0);
         if (!has_goal) continue;
         for (const std::size_t k : {std::size_t{32}, std::size_t{64}, std::size_t{256}}) time_parts(m, tokens, k);
         time_eight<tower>(m, tokens / tower::tokens);
-        measure_memory(m, tokens, 64);
-        measure_memory(m, tokens, 0);
     }
 } catch (const psae::error& e) {
     std::fprintf(stderr, "bench_gpu: %s\n", e.what());

@@ -95,12 +95,14 @@ public:
     double copy_gigabytes_per_s() const { return copy_bytes_per_ms_ / 1e6; }
 
     void head() const {
-        std::printf("| work | precision | ms | floor, ms | ratio | goal |\n|---|---|---|---|---|---|\n");
+        std::printf(
+            "| work | precision | ms | floor, ms | ratio | goal | the floor |\n|---|---|---|---|---|---|---|\n");
     }
-    // goal: the largest ratio that is good enough, 0 for none.
-    void row(const std::string& work, double ms, double floor_ms, double goal) const {
-        std::printf("| %s | %s | %.3f | %.3f | %.2f | %s |\n", work.c_str(), name_of(device.products), ms, floor_ms,
-                    ms / floor_ms, goal > 0 ? ("at most " + std::to_string(goal).substr(0, 4)).c_str() : "");
+    // floor: what floor_ms is the time of; goal: the largest ratio that is good enough, 0 for none.
+    void row(const std::string& work, double ms, double floor_ms, const char* floor, double goal) const {
+        std::printf("| %s | %s | %.3f | %.3f | %.2f | %s | %s |\n", work.c_str(), name_of(device.products), ms,
+                    floor_ms, ms / floor_ms, goal > 0 ? ("at most " + std::to_string(goal).substr(0, 4)).c_str() : "",
+                    floor);
         std::fflush(stdout);
     }
 
