@@ -376,10 +376,10 @@ TEMPLATE_TEST_CASE("rows of gradients on the GPU", "", float, double) {
             const auto device_dense = on_device(z.device, dense), device_source = on_device(z.device, source),
                        device_W = on_device(z.device, W), device_slope = on_device(z.device, slope),
                        device_divisor = on_device(z.device, divisor);
-            const gradient<T> of_slope{const_cast<T*>(slope.data()), true},
+            gradient<T> of_slope{const_cast<T*>(slope.data()), true},
                 device_of_slope{const_cast<T*>(device_slope.data()), true};
             const auto rows = [&](const codes_view<T>& codes, const auto& dense_part, const auto& s, const auto& w,
-                                  const auto& div, const gradient<T>& norm_slope, const auto& add) {
+                                  const auto& div, gradient<T>& norm_slope, const auto& add) {
                 outer_product<T> second{&codes, codes.value, d == 1 ? nullptr : s.data(), d, {latents / 4, latents / 2},
                                         nullptr},
                     first{&codes, codes.value, s.data(), d, {}, &second};
