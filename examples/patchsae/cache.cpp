@@ -85,8 +85,7 @@ void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t
         }
         bar.show(writer.position() - found);
     };
-    if (found == count) return;
-    for (std::size_t first = found / batch * batch; first < count;) {
+    for (std::size_t first = found / batch * batch; first < count && writer.position() < count;) {
         stop_if_interrupted();
         begin(now, first);
         write(before);

@@ -67,9 +67,12 @@ bool is_list(const CLI::Option& option) { return option.get_expected_max() > 1; 
 
 const CLI::Option& option_of(const CLI::App& subcommand, const std::string& key, const std::string& where) {
     const CLI::Option* option = subcommand.get_option_no_throw("--" + key);
-    const auto is_name = [&](const std::string& name) { return name == key; };
-    if (option == nullptr || key == "config" || key == "help" ||
-        std::none_of(option->get_lnames().begin(), option->get_lnames().end(), is_name))
+    const auto is_key = [&] {  // of a flag only the name that sets it
+        const auto& names = option->get_lnames();
+        const auto end = option->get_items_expected_max() == 0 ? names.begin() + 1 : names.end();
+        return std::find(names.begin(), end, key) != end;
+    };
+    if (option == nullptr || key == "config" || key == "help" || !is_key())
         throw CLI::ValidationError(where, "unknown key " + key + "; see patchsae " + subcommand.get_name() + " --help");
     return *option;
 }
