@@ -43,7 +43,7 @@ std::vector<float> tokens_of(const vision_tower& tower, picture_reader& pictures
 }  // namespace
 
 TEST_CASE("each batch of pictures comes to each layer as it does alone, though the next one is begun before") {
-    const auto tower = load_clip_vision(model, golden_vision{}, nullptr, cuda());
+    const auto tower = load_clip_vision(model, golden_vision{}, nullptr, psae::cuda());
     REQUIRE(tower->asynchronous());
     auto pictures = read_pictures(13);
     const std::size_t layers[] = {1, 3}, size = tower->tokens() * tower->width();
@@ -70,7 +70,7 @@ TEST_CASE("each batch of pictures comes to each layer as it does alone, though t
 }
 
 TEST_CASE("rows to train on are those of a tower that is not asynchronous, wherever reading begins") {
-    const auto there = load_clip_vision(model, golden_vision{}, nullptr, cuda()),
+    const auto there = load_clip_vision(model, golden_vision{}, nullptr, psae::cuda()),
                here = load_clip_vision(model, golden_vision{});
     CHECK(!here->asynchronous());
     for (const auto& layers : {std::vector<std::size_t>{2}, std::vector<std::size_t>{0, 2}}) {

@@ -154,13 +154,13 @@ TEST_CASE("a cache that was killed goes on to the same bytes as one that was not
 
 TEST_CASE("a damaged shard is made again without reading the pictures of whole ones") {
     const temporary_folder work;
-    const arguments more{"--images", golden / "pipeline" / "images", "--images", golden / "preprocess" / "refuse"};
+    const arguments more{"--images", golden / "preprocess" / "refuse", "--images", golden / "pipeline" / "images"};
     run_well(cache_arguments(work / "store", more));
     const auto whole = store_bytes(work / "store");
     auto bytes = read_text(work / "store" / "acts000000.bin");
     bytes[40] ^= 4;
     std::ofstream(work / "store" / "acts000000.bin", std::ios::binary) << bytes;
-    run_well(cache_arguments(work / "store", more + arguments{"--strict"}));  // those that cannot be read come last
+    run_well(cache_arguments(work / "store", more + arguments{"--strict"}));  // those that cannot be read are in later ones
     CHECK(store_bytes(work / "store") == whole);
 }
 
