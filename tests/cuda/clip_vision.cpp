@@ -147,8 +147,8 @@ TEST_CASE("a gradient through the tower on the GPU in bf16 is that of fp32 to th
 }
 
 TEST_CASE("activations in bf16 are refused on a tape that is to have gradients") {
-    const clip_vision<clip_tiny_test, float, psae::cuda> model(random_weights{});
     psae::cuda device;
+    const clip_vision<clip_tiny_test, float, psae::cuda> model(random_weights{});
     arena<space::device> scratch;
     arena<> records;
     tape<psae::cuda> t(device, scratch, records, mode::train);

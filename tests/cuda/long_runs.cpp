@@ -96,6 +96,7 @@ TEST_CASE("a thousand steps on the GPU take no more memory than the first few") 
 
 TEST_CASE("what has trained on the GPU gives its memory back") {
     using device_memory = memory_space<backend_memory>;
+    const backend device;  // or an error that names what is missing
     const std::size_t before = device_memory::in_use().now;
     for (int i = 0; i < 3; ++i) state_after<patchsae<>>(2, {}, precision::bf16);
     CHECK(device_memory::in_use().now == before);
