@@ -13,6 +13,7 @@
 
 #include "../backend.hpp"
 #include "../difference.hpp"
+#include "../gradient_on_host.hpp"
 
 namespace golden {
 
@@ -93,12 +94,7 @@ evaluation evaluate(Variant& sae, const std::vector<float>& x, const std::vector
     evaluation r{double(read(device, loss.data)), {}, {}, std::vector<float>(n * sae.latents()), {}};
     t.each_term<float>([&](const char* name, const float* value) { r.terms[name] = double(read(device, value)); });
     sae.each_parameter([&](const char* name, auto& p) {
-        using S = typename std::remove_cvref_t<decltype(p)>::shape_type;
-        const std::size_t cols = S::rank == 1 ? 1 : p.shape().cols();
-        float* rows = scratch.template allocate<float>(p.size());
-        fill(device, rows, p.size(), 0.0f);
-        add_gradient_rows(device, *p.gradient, 0, p.size() / cols, cols, rows);
-        r.gradients[name] = on_host(device, rows, p.size());
+        r.gradients[name] = gradient_on_host(device, p);
         p.gradient = nullptr;
     });
     const auto& codes = *static_cast<const codes_record<float>*>(t.main_codes);

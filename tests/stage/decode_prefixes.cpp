@@ -12,6 +12,7 @@
 
 #include "../backend.hpp"
 #include "../difference.hpp"
+#include "../gradient_on_host.hpp"
 
 using namespace psae;
 
@@ -96,16 +97,8 @@ outcome sweep(bool with_taker, const Make& make) {
     o.taken = sae.W_dec.gradient->taken;
     o.peak_bytes = scratch.peak_bytes();
     sae.each_parameter([&](const char* name, auto& p) {
-        using S = typename std::remove_cvref_t<decltype(p)>::shape_type;
-        if (p.gradient->taken) {
-            o.gradients[name] = on_host(device, rows.rows.data(), p.size());
-        } else {
-            const std::size_t cols = S::rank == 1 ? 1 : p.shape().cols();
-            double* all = scratch.template allocate<double>(p.size());
-            fill(device, all, p.size(), 0.0);
-            add_gradient_rows(device, *p.gradient, 0, p.size() / cols, cols, all);
-            o.gradients[name] = on_host(device, all, p.size());
-        }
+        o.gradients[name] =
+            p.gradient->taken ? on_host(device, rows.rows.data(), p.size()) : gradient_on_host(device, p);
         p.gradient = nullptr;
     });
     return o;
@@ -170,15 +163,18 @@ TEST_CASE("decode_prefixes takes the memory of one prefix, whatever their number
 
 TEST_CASE("rows of W_dec's gradient are not taken before they are complete") {
     const ends prefixes{3, 20, latents};
+    const auto check_kept = [](const auto& make) {
+        const auto asked = sweep(true, make);
+        CHECK_FALSE(asked.taken);
+        CHECK(asked.gradients == sweep(false, make).gradients);
+    };
     SECTION("W_dec has a use before the encoder") {
         const auto make = [&](auto& sae, auto x) {
             auto decay = mean(square(on_tape_of(x, sae.W_dec)));
             auto z = encode(x - sae.b_dec, sae.W_enc, sae.b_enc, top_k{6});
             return evaluate(decay + loss_of(x, z, sae.W_dec, decode_prefixes(z, sae.W_dec, sae.b_dec, x, prefixes)));
         };
-        const auto asked = sweep(true, make);
-        CHECK_FALSE(asked.taken);
-        CHECK(asked.gradients == sweep(false, make).gradients);
+        check_kept(make);
     }
     SECTION("or between the encoder and the decoder") {
         const auto make = [&](auto& sae, auto x) {
@@ -186,18 +182,14 @@ TEST_CASE("rows of W_dec's gradient are not taken before they are complete") {
             auto decay = mean(square(on_tape_of(x, sae.W_dec)));
             return evaluate(decay + loss_of(x, z, sae.W_dec, decode_prefixes(z, sae.W_dec, sae.b_dec, x, prefixes)));
         };
-        const auto asked = sweep(true, make);
-        CHECK_FALSE(asked.taken);
-        CHECK(asked.gradients == sweep(false, make).gradients);
+        check_kept(make);
     }
     SECTION("it is the encoder's, too") {
         const auto make = [&](auto& sae, auto x) {
             auto z = encode(x - sae.b_dec, sae.W_dec, sae.b_enc, top_k{6});
             return evaluate(loss_of(x, z, sae.W_dec, decode_prefixes(z, sae.W_dec, sae.b_dec, x, prefixes)));
         };
-        const auto asked = sweep(true, make);
-        CHECK_FALSE(asked.taken);
-        CHECK(asked.gradients == sweep(false, make).gradients);
+        check_kept(make);
     }
 }
 
