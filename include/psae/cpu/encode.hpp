@@ -2,9 +2,9 @@
 // Encode and select on the CPU. The pre-activations h = x W^T + b are made for one chunk of latents at a time, and what
 // the activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
 //
-// Where the machine is faster at products of bf16 or of whole numbers of 16 bits, the pre-activations are screened by such
-// a product: it says between which bounds h lies, latents that cannot be kept whatever h is are dropped, and h is computed in float for the others
-// alone (pre_activations.hpp). What is kept is the same up to the rounding of h.
+// Where the machine is faster at products of bf16 or of whole numbers of 16 bits, the pre-activations are screened by
+// such a product: it says between which bounds h lies, latents that cannot be kept whatever h is are dropped, and h is
+// computed in float for the others alone (pre_activations.hpp). What is kept is the same up to the rounding of h.
 
 #include <algorithm>
 #include <atomic>

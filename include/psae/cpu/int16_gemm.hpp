@@ -1,7 +1,7 @@
 #pragma once
-// Products of whole numbers of 16 bits, whose sums of 32 bits are exact. One instruction multiplies two numbers for each
-// lane and adds them up, and one adds that to the sum (or the same one, where there is VNNI): beside two multiplications
-// of floats this is 0.6 of the work on Zen 3, half of it with VNNI.
+// Products of whole numbers of 16 bits, whose sums of 32 bits are exact. One instruction multiplies two numbers for
+// each lane and adds them up, and one adds that to the sum (or the same one, where there is VNNI): beside two
+// multiplications of floats this is 0.6 of the work on Zen 3, half of it with VNNI.
 
 #include <algorithm>
 #include <cstddef>
@@ -17,9 +17,9 @@
 
 namespace psae {
 
-// Whether these products are well faster than oneDNN's of float on this machine, as compiled. Decided by the kind of
-// machine and not by a measurement, so that a run gives the same bits each time. (Other x86 processors without VNNI
-// start one such instruction where they start two of float, or have not been measured.)
+// Whether these products are well faster than oneDNN's of float on this machine, as compiled: where there is VNNI,
+// which does twice float's work in an instruction, and on Zen 3, where it was measured. Decided by the kind of machine
+// and not by a measurement, so that a run gives the same bits each time.
 inline bool multiplies_int16_faster() {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     return true;
@@ -42,7 +42,8 @@ inline bool multiplies_int16_faster() {
 
 namespace detail {
 
-// A tile of a product, in registers while it is summed up: A's rows of pairs times a panel of B, [pairs, columns] pairs.
+// A tile of a product, in registers while it is summed up: A's rows of pairs times a panel of B, [pairs, columns]
+// pairs.
 struct int16_tile {
 #if defined(__AVX512BW__)
     static constexpr std::size_t bytes = 64, rows = 6, vectors = 4;
@@ -73,8 +74,8 @@ struct int16_tile {
 #endif
     }
 
-    // v itself. A compiler left to itself takes several additions to a sum apart, for which there are too few registers,
-    // and loads what stands in memory again for each row.
+    // v itself. A compiler left to itself takes several additions to a sum apart, for which there are too few
+    // registers, and loads what stands in memory again for each row.
     PSAE_HOST_FN static vector in_register(vector v) {
 #if defined(__AVX512F__)
         asm("" : "+v"(v));
@@ -98,8 +99,8 @@ struct int16_tile {
         };
         (add(sum[Row], A + Row * stride), ...);
     }
-    // C [rows, columns] = the sums, times the scale of their row and of their column. A: rows of `pairs` pairs; the panel is
-    // aligned.
+    // C [rows, columns] = the sums, times the scale of their row and of their column. A: rows of `pairs` pairs; the
+    // panel is aligned.
     static void product(float* C, std::size_t ldc, const std::int16_t* A, const float* row_scale,
                         const std::int16_t* panel, const float* column_scale, std::size_t pairs) {
         vector sum[rows][vectors] = {};
@@ -136,11 +137,18 @@ inline void int16_product(const cpu& device, float* C, std::size_t M, std::size_
                           const std::int16_t* A, const float* row_scale, const std::int16_t* panels,
                           const float* column_scale) {
     using tile = detail::int16_tile;
+    if (M == 0 || N == 0) return;
     constexpr std::size_t block = 96 / tile::rows * tile::rows;  // rows of a task: 150 KB for 768 columns
-    device.parallel_for((M + block - 1) / block, [=](std::size_t task) {
+    constexpr std::size_t tasks_per_thread = 4;
+    const std::size_t blocks = (M + block - 1) / block, panels_of_all = (N + tile::columns - 1) / tile::columns,
+                      wanted = static_cast<std::size_t>(device.threads) * tasks_per_thread,
+                      parts = std::clamp<std::size_t>(wanted / blocks, 1, panels_of_all),
+                      part = (panels_of_all + parts - 1) / parts * tile::columns;  // columns of a task
+    device.parallel_for(blocks * parts, [=](std::size_t task) {
+        const std::size_t first = task / parts * block, first_column = task % parts * part;
         alignas(64) float edge[tile::rows * tile::columns];
-        for (std::size_t n = 0; n < N; n += tile::columns)
-            for (std::size_t m = task * block; m < std::min(M, (task + 1) * block); m += tile::rows) {
+        for (std::size_t n = first_column; n < std::min(N, first_column + part); n += tile::columns)
+            for (std::size_t m = first; m < std::min(M, first + block); m += tile::rows) {
                 const std::size_t rows = std::min(tile::rows, M - m), columns = std::min(tile::columns, N - n);
                 const bool is_whole = rows == tile::rows && columns == tile::columns;
                 float* to = C + m * N + n;

@@ -1,14 +1,14 @@
 #pragma once
-// The pre-activations h = x W^T + b of a batch, made for one chunk of latents at a time: either as one float product, or
-// screened: by a cheaper product, of bf16 or of whole numbers of 16 bits, that says between which bounds each h lies, so
-// that h itself need be computed only where the bounds do not decide.
+// The pre-activations h = x W^T + b of a batch, made for one chunk of latents at a time: either as one float product,
+// or screened: by a cheaper product, of bf16 or of whole numbers of 16 bits, that says between which bounds each h
+// lies, so that h itself need be computed only where the bounds do not decide.
 //
 // The bound. Let x' and w' be x and w as they are rounded for it. Then
 //   |w x - w' x'| = |(w - w') x' + w (x - x')| <= |w - w'| |x'| + |w| |x - x'|          (Euclidean norms)
 // where the norms of what rounding took off are computed, not estimated. A sum of d products in any order, with u the
-// rounding of a float, is off by at most d u |w'| |x'| (of whole numbers it is exact, and 3 u for making it a float); the
-// bound is for two such sums (this one and the float product that h itself would come from), doubled. Norms have d times the least normal float added under the root, for squares
-// that vanish, and every bound a thousandth.
+// rounding of a float, is off by at most d u |w'| |x'| (of whole numbers it is exact, and 3 u for making it a float);
+// the bound is for two such sums (this one and the float product that h itself would come from), doubled. Norms have d
+// times the least normal float added under the root, for squares that vanish, and every bound a thousandth.
 
 #include <algorithm>
 #include <atomic>

@@ -1,6 +1,6 @@
 #pragma once
-// Cheaper products of a batch's tokens and the latents of a chunk, for encoders that are screened: operands are rounded to
-// bf16 or to whole numbers of 16 bits, and it is known how much that took off each row.
+// Cheaper products of a batch's tokens and the latents of a chunk, for encoders that are screened: operands are rounded
+// to bf16 or to whole numbers of 16 bits, and it is known how much that took off each row.
 
 #include <algorithm>
 #include <cmath>
@@ -76,7 +76,8 @@ private:
     std::size_t columns_ = 0;
 };
 
-// By whole numbers of 16 bits, a power of two as scale of each row, so that norms are as large as sums within 32 bits allow. A row's largest number matters only if it is most of its norm, so dimensions far above the others cost little.
+// By whole numbers of 16 bits, a power of two as scale of each row, so that norms are as large as sums within 32 bits
+// allow. A row's largest number matters only if it is most of its norm, so dimensions far above the others cost little.
 class int16_screen final : public screen {
 public:
     int16_screen(cpu& device, arena<>& scratch, std::size_t tokens, std::size_t d, std::size_t chunk)
@@ -124,9 +125,10 @@ private:
         float rounded = 0, rest = 0;
 #pragma omp simd reduction(+ : rounded, rest)
         for (std::size_t c = 0; c < d_; ++c) {
-            const float scaled = v[c] * up, r = (scaled + 12582912.0f) - 12582912.0f,  // to nearest: far below 2^22
-                off = scaled - r;
-            out[c] = static_cast<std::int16_t>(static_cast<std::int32_t>(r));
+            const float scaled = v[c] * up, nearest = (scaled + 12582912.0f) - 12582912.0f;  // far below 2^22
+            const auto number = static_cast<std::int32_t>(nearest);
+            out[c] = static_cast<std::int16_t>(number);
+            const float r = static_cast<float>(number), off = scaled - r;  // of what is stored, however it was rounded
             rounded += r * r;
             rest += off * off;
         }
