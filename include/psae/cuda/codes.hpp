@@ -601,18 +601,20 @@ template <class T>
 void add_gradient_rows(const cuda& device, const parameter_gradient<T>& g, std::size_t first, std::size_t count,
                        std::size_t cols, T* rows) {
     using namespace detail;
-    const gradient_parts<T> parts = flatten(g);
-    if (parts.empty()) return;
-    if (cols == 1) {
-        constexpr unsigned rows_of_block = 8;
-        launch(device, add_gradient_to_numbers_kernel<T>, blocks_of(count, rows_of_block), 32 * rows_of_block, 0, rows,
-               parts, first, count);
-        return;
-    }
-    const bool wide = has_wide_rows(rows, cols) && has_wide_rows(parts, cols);
-    launch(device, wide ? add_gradient_to_rows_kernel<wide_pack<T>, T> : add_gradient_to_rows_kernel<1, T>,
-           blocks_of(count, 1), row_threads(wide ? cols / wide_pack<T> : cols, 256).threads, 0, rows, parts, first,
-           cols);
+    each_piece(g, first, first + count, [&](std::size_t from, std::size_t end, const gradient_parts<T>& parts) {
+        if (parts.empty()) return;
+        T* to = rows + (from - first) * cols;
+        if (cols == 1) {
+            constexpr unsigned rows_of_block = 8;
+            launch(device, add_gradient_to_numbers_kernel<T>, blocks_of(end - from, rows_of_block), 32 * rows_of_block,
+                   0, to, parts, from, end - from);
+            return;
+        }
+        const bool wide = has_wide_rows(to, cols) && has_wide_rows(parts, cols);
+        launch(device, wide ? add_gradient_to_rows_kernel<wide_pack<T>, T> : add_gradient_to_rows_kernel<1, T>,
+               blocks_of(end - from, 1), row_threads(wide ? cols / wide_pack<T> : cols, 256).threads, 0, to, parts,
+               from, cols);
+    });
 }
 
 }  // namespace psae

@@ -98,6 +98,15 @@ struct row_source {
     }
 };
 
+// f(row_source) for pieces of the rows first .. first + count, one after the other. rows: [count, cols] or null.
+template <class T, class F>
+void each_row_source(const parameter_gradient<T>& g, const T* rows, std::size_t first, std::size_t count,
+                     std::size_t cols, const F& f) {
+    each_piece(g, first, first + count, [&](std::size_t from, std::size_t end, const gradient_parts<T>& parts) {
+        f(row_source<T>{rows == nullptr ? nullptr : rows + (from - first) * cols, from, end - from, parts});
+    });
+}
+
 // The product of a row of w and its gradient, over the threads of the row. `values` become the gradient's elements at
 // c, which is where the thread starts: all that it has, unless the row is longer than its threads hold.
 template <unsigned width, class T>
@@ -266,18 +275,19 @@ void judge(cuda& device, step_outcome* outcome, const loss_numbers<T>& loss) {
     launch(device, detail::judge_kernel<T>, 1, 1, 0, outcome, loss);
 }
 
-// A step of Adam on all rows of a parameter, whose gradient is g.
-template <class T>
-void update_rows(cuda& device, arena<space::device>&, const parameter_gradient<T>& g, const row_update<T>& u) {
-    detail::update_made_rows(device, detail::row_source<T>{nullptr, 0, u.rows, detail::flatten(g)}, u);
-}
-
-// The same on the rows first .. first + count alone, whose gradients are what g says of them and, unless it is null,
-// `rows`, [count, cols].
+// A step of Adam on the rows first .. first + count of a parameter, whose gradients are what g says of them and, unless
+// it is null, `rows`, [count, cols].
 template <class T>
 void update_rows(cuda& device, arena<space::device>&, const T* rows, std::size_t first, std::size_t count,
                  const parameter_gradient<T>& g, const row_update<T>& u) {
-    detail::update_made_rows(device, detail::row_source<T>{rows, first, count, detail::flatten(g)}, u);
+    detail::each_row_source(g, rows, first, count, u.cols,
+                            [&](const auto& from) { detail::update_made_rows(device, from, u); });
+}
+
+// The same on all rows.
+template <class T>
+void update_rows(cuda& device, arena<space::device>& scratch, const parameter_gradient<T>& g, const row_update<T>& u) {
+    update_rows(device, scratch, static_cast<const T*>(nullptr), 0, u.rows, g, u);
 }
 
 // *squares += the squares of a parameter's gradient, projected where its update is.
@@ -285,19 +295,20 @@ template <class T>
 void add_gradient_squares(cuda& device, arena<space::device>& scratch, const parameter_gradient<T>& g,
                           const row_update<T>& u, double* squares) {
     using namespace detail;
-    const row_source<T> from{nullptr, 0, u.rows, flatten(g)};
-    const row_launch<T> rows(from, u);
-    const auto mark = scratch.position();
-    const std::size_t parts = u.rows * rows.blocks.y;
-    double* of_part = scratch.allocate<double>(parts);
-    const unsigned threads = rows.shared.of_block();
-    if (rows.numbers) launch(device, number_squares_kernel<T>, rows.blocks, threads, 0, of_part, from);
-    else if (rows.wide)
-        launch(device, row_squares_kernel<wide_pack<T>, T>, rows.blocks, threads, 0, of_part, from, u,
-               rows.shared.threads);
-    else launch(device, row_squares_kernel<1, T>, rows.blocks, threads, 0, of_part, from, u, rows.shared.threads);
-    launch(device, add_sum_kernel<double>, 1, 1024, 0, squares, static_cast<const double*>(of_part), parts);
-    scratch.release_to(mark);
+    each_row_source(g, static_cast<const T*>(nullptr), 0, u.rows, u.cols, [&](const row_source<T>& from) {
+        const row_launch<T> rows(from, u);
+        const auto mark = scratch.position();
+        const std::size_t parts = from.count * rows.blocks.y;
+        double* of_part = scratch.allocate<double>(parts);
+        const unsigned threads = rows.shared.of_block();
+        if (rows.numbers) launch(device, number_squares_kernel<T>, rows.blocks, threads, 0, of_part, from);
+        else if (rows.wide)
+            launch(device, row_squares_kernel<wide_pack<T>, T>, rows.blocks, threads, 0, of_part, from, u,
+                   rows.shared.threads);
+        else launch(device, row_squares_kernel<1, T>, rows.blocks, threads, 0, of_part, from, u, rows.shared.threads);
+        launch(device, add_sum_kernel<double>, 1, 1024, 0, squares, static_cast<const double*>(of_part), parts);
+        scratch.release_to(mark);
+    });
 }
 
 }  // namespace psae
