@@ -294,8 +294,7 @@ void describe_pictures(const std::string& path, const common_options& common, js
     image_options options;
     options.images = {path};
     const auto list = list_images(options);
-    const std::size_t skipped =
-        each_batch(list, options, {}, psae::cpu(common.threads), 16, [](const auto&, const auto&) {});
+    const std::size_t skipped = each_batch(list, options, {}, psae::cpu(common.threads), 16, [](const auto&) {});
     out.add("kind", "images")
         .add("images", list.files.size())
         .add("unreadable", skipped)

@@ -12,5 +12,6 @@
 #include <psae/cuda/matmul.hpp>
 #include <psae/cuda/patch_embedding.hpp>
 #include <psae/cuda/pointwise.hpp>
+#include <psae/cuda/preprocess.hpp>
 #include <psae/cuda/staging.hpp>
 #include <psae/cuda/training.hpp>

@@ -41,7 +41,7 @@ inline void count_class_latents(
             counter.add(z, T, std::span(classes).subspan(first / T, z.tokens / T));
         });
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, progress);
 }
 
 struct named_class_latents {

@@ -117,7 +117,7 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
         return filter_codes(scratch, z, [&](std::uint32_t f) { return (places[f] < v.k) == keep; });
     };
 
-    constexpr std::size_t at_once = 8;  // pictures, and pairs of picture and intervention, that go through the blocks
+    const std::size_t at_once = tower.pictures_of_pass();  // pairs of picture and intervention, too
     std::vector<float> replaced(at_once * T * d), unexplained;
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
         const auto logits_of_replaced = [&](std::size_t images) {
@@ -184,7 +184,7 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
             options.each(p);
         }
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), at_once, at, options.progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, options.progress);
     return result;
 }
 

@@ -65,7 +65,7 @@ inline fired_on_pictures fired_latents(
             }
         });
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, progress);
     result.counts = std::move(all).counts();
     return result;
 }

@@ -112,7 +112,7 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
         replaced.assign(h.tokens, h.tokens + all * d);
         classify(result.plain, scratch, h);
     };
-    each_hooked(device, tower, pictures, layers, 8, at, options.progress);
+    each_hooked(device, tower, pictures, layers, at, options.progress);
     result.pictures = labels.size();
     for (std::size_t s = 0; s < saes.size(); ++s) {
         result.saes[s].quality = sums[s].result();

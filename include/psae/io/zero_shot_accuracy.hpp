@@ -128,7 +128,7 @@ inline zero_shot_result zero_shot_accuracy(
             each(p);
         }
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, [](std::size_t) {});
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, [](std::size_t) {});
     return result;
 }
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include <psae/stage/reduce.hpp>
 #include <psae/vit/clip_config.hpp>
 #include <psae/vit/deep_prompts.hpp>
+#include <psae/vit/preprocess.hpp>
 #include <psae/vit/transformer_block.hpp>
 
 namespace psae {
@@ -118,6 +121,8 @@ public:
     // Learnt tokens behind them, if the model is adapted by prompts.
     virtual std::size_t prompts() const { return 0; }
     std::size_t tokens() const { return image_tokens() + prompts(); }
+    // How many pictures go through it at a time. The number stays, since what a product rounds may depend on it.
+    virtual std::size_t pictures_of_pass() const = 0;
     // The hidden_states index of `layer`, which may count from the end; throws psae::error if there is none.
     std::size_t hidden_index(long layer) const {
         const long count = static_cast<long>(layers()) + 1, index = layer < 0 ? layer + count : layer;
@@ -141,6 +146,16 @@ public:
         embed(device, scratch, pixels, images, tokens);
         run(device, scratch, tokens, images, 0, layer);
     }
+    // The same from decoded pictures, preprocessed where the tower computes; they are others' by then, too. psae::error if
+    // their crop is not image_size().
+    virtual void begin(const cpu& device, arena<>& scratch, std::span<const image> pictures, const preprocessing& how,
+                       std::size_t layer, float* tokens) const {
+        require_size(how);
+        const std::size_t each = 3 * how.crop * how.crop;
+        float* pixels = scratch.allocate<float>(pictures.size() * each);
+        device.parallel_for(pictures.size(), [&](std::size_t i) { preprocess(pictures[i], how, pixels + i * each); });
+        begin(device, scratch, pixels, pictures.size(), layer, tokens);
+    }
     virtual void finish(float*) const {}
     virtual bool asynchronous() const { return false; }
     // Image embeddings [images, projection()] of the last hidden state, scaled to unit length if asked.
@@ -149,6 +164,13 @@ public:
     // As embedding_gradient, of one image. psae::error if prompts are put in behind hidden state `first`.
     virtual float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                                 const float* direction, float* gradient) const = 0;
+
+protected:
+    void require_size(const preprocessing& how) const {
+        if (how.crop != image_size())
+            throw error("pictures are cropped to another size than the model's", name(),
+                        "expected " + std::to_string(image_size()) + ", found " + std::to_string(how.crop));
+    }
 };
 
 namespace detail {
@@ -156,8 +178,9 @@ namespace detail {
 // The arrays of passes that are under way.
 template <class Backend>
 struct staged_passes {
-    explicit staged_passes(const Backend& device) : pixels(device), tokens(device) {}
+    explicit staged_passes(const Backend& device) : pixels(device), pictures(device), tokens(device) {}
     staged_upload<float, Backend> pixels;
+    staged_upload<std::uint8_t, Backend> pictures;
     staged_download<float, Backend> tokens;
 };
 template <>
@@ -172,7 +195,7 @@ struct staged_passes<cpu> {
 // On the CPU it computes where and with as many threads as it is told; on another device it has its own memory there,
 // and takes and gives arrays of the host.
 template <class Config, class Backend = cpu>
-class clip_vision_tower final : public vision_tower {
+class clip_vision_tower : public vision_tower {
     using model_type = clip_vision<Config, float, Backend>;
     static constexpr bool on_host = Backend::memory == space::host;
 
@@ -196,6 +219,7 @@ public:
     std::size_t layers() const override { return Config::layers; }
     std::size_t projection() const override { return Config::projection; }
     std::size_t prompts() const override { return prompts_.count; }
+    std::size_t pictures_of_pass() const override { return on_host ? 8 : 64; }
 
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
@@ -223,17 +247,28 @@ public:
             if (asynchronous()) {
                 make_current(device_);
                 memory_.reset();
-                const typename model_type::pixels_shape extents{images};
-                const float* in = passes_.pixels(pixels, extents.size());
-                const std::size_t size = images * Config::tokens * Config::width;
-                float* x = passes_.tokens.next(size);
-                infer_in(device_, memory_, in, extents, x, embedding());
-                infer_blocks(device_, memory_, x, images, 0, layer);
-                passes_.tokens.send(tokens, size);
+                const std::size_t size = typename model_type::pixels_shape{images}.size();
+                begin_there(passes_.pixels(pixels, size), images, layer, tokens);
                 return;
             }
         }
         vision_tower::begin(device, scratch, pixels, images, layer, tokens);
+    }
+    void begin(const cpu& device, arena<>& scratch, std::span<const image> pictures, const preprocessing& how,
+               std::size_t layer, float* tokens) const override {
+        if constexpr (!on_host) {
+            if (asynchronous()) {
+                this->require_size(how);
+                make_current(device_);
+                memory_.reset();
+                const std::size_t size = typename model_type::pixels_shape{pictures.size()}.size();
+                float* pixels = memory_.template allocate<float>(size);
+                preprocess(device_, memory_, passes_.pictures, pictures, how, pixels);
+                begin_there(pixels, pictures.size(), layer, tokens);
+                return;
+            }
+        }
+        vision_tower::begin(device, scratch, pictures, how, layer, tokens);
     }
     void finish(float* tokens) const override {
         if constexpr (!on_host)
@@ -313,6 +348,14 @@ private:
             infer_in(device_, memory_, in, extents, result, stages);
             download(device_, out, result, count);
         }
+    }
+    // A pass from pixels in the device's memory, whose tokens are then on their way.
+    void begin_there(const float* pixels, std::size_t images, std::size_t layer, float* tokens) const {
+        const std::size_t size = images * Config::tokens * Config::width;
+        float* x = passes_.tokens.next(size);
+        infer_in(device_, memory_, pixels, typename model_type::pixels_shape{images}, x, embedding());
+        infer_blocks(device_, memory_, x, images, 0, layer);
+        passes_.tokens.send(tokens, size);
     }
     // Blocks first .. last, in place.
     void infer_blocks(const Backend& backend, arena<Backend::memory>& memory, float* tokens, std::size_t images,
