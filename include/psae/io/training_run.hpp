@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +25,7 @@
 #include <psae/io/checkpoint.hpp>
 #include <psae/io/sae_file.hpp>
 #include <psae/sae/activation_stream.hpp>
+#include <psae/sae/device_sae.hpp>
 #include <psae/sae/geometric_median.hpp>
 #include <psae/sae/resample.hpp>
 
@@ -300,7 +302,13 @@ private:
     }
     reconstruction_quality quality(std::span<const float> tokens) {
         trainer_.read_parameters();
-        return evaluate_sae(host_, scratch_, trained(), tokens.data(), tokens.size() / sae_.inputs());
+        sae_view sae = trained();
+        if constexpr (!on_host) {
+            Backend exact = device_;
+            exact.products = precision::fp32;  // as trained SAEs are used
+            sae.remote = std::make_shared<remote_sae_on<Backend>>(exact, sae);
+        }
+        return evaluate_sae(host_, scratch_, sae, tokens.data(), tokens.size() / sae_.inputs());
     }
     void write_checkpoint() {
         trainer_.read_parameters();
