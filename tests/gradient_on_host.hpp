@@ -1,6 +1,7 @@
 #pragma once
 // Gradients on the host, wherever they are computed.
 
+#include <limits>
 #include <vector>
 
 #include <psae/grad/check.hpp>
@@ -24,15 +25,22 @@ struct loss_and_gradients {
     std::vector<std::vector<T>> gradients;  // of all parameters of the model, in order
 };
 
-// A loss, which takes tokens bound to a tape of the device, and its gradients. tokens: of the host.
+// A loss, which takes tokens bound to a tape of the device, and its gradients. tokens: of the host. The tape's memory reads
+// as NaN before something is written there.
 template <class Device, class Model, class Loss, class T, class Shape>
-loss_and_gradients<T> differentiate(Device& device, Model& model, const Loss& loss, psae::view<const T, Shape> tokens) {
+loss_and_gradients<T> differentiate(Device& device, Model& model, const Loss& loss, psae::view<const T, Shape> tokens,
+                                    psae::codes_form form = psae::codes_form::by_density) {
     using namespace psae;
     parameter_copies copies(model, device);
     const auto standing_in = copies.stand_in();
     arena<Device::memory> scratch;
     arena<> records;
+    constexpr std::size_t poisoned = 1 << 15;
+    const auto start = scratch.position();
+    fill(device, scratch.template allocate<T>(poisoned), poisoned, std::numeric_limits<T>::quiet_NaN());
+    scratch.release_to(start);
     tape<Device> t(device, scratch, records, mode::train);
+    t.form = form;
     model.each_parameter([&](const char*, auto& p) { t.collect(p); });
     const auto there = on_device(device, std::vector<T>(tokens.data, tokens.data + tokens.size()));
     const auto result = evaluate(loss(t.input(const_view<T, Shape, Device::memory>{there.data(), tokens.shape()})));
