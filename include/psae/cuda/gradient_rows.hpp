@@ -80,8 +80,11 @@ __device__ void add_gradient_elements(row_pack<T, width>& sum, const gradient_pa
             for (; c == 0 && first < end; ++first) sum.of[0] += product.weights[product.entry_by_latent[first]];
             continue;
         }
-        // The rows of some entries are under way at once, and with them what leads to the next.
-        constexpr unsigned together = 4;
+        // The rows of some entries are under way at once, and with them what leads to the next. Sums of blocks are summed:
+        // added one by one, the entries of a latent that fires for thousands of like tokens would round one way.
+        constexpr unsigned together = 4, rounds_of_block = 16;
+        row_pack<T, width> block{};
+        unsigned rounds = 0;
         T weight[together];
         std::uint32_t token[together];
         const auto fetch = [&](std::size_t from) {
@@ -99,8 +102,13 @@ __device__ void add_gradient_elements(row_pack<T, width>& sum, const gradient_pa
                 if (now[i] != 0) source[i] = load_pack<width>(product.rows + token[i] * cols + c);
             }
             fetch(first + together);
-            for (unsigned i = 0; i < together; ++i) add_multiple(sum, now[i], source[i]);
+            for (unsigned i = 0; i < together; ++i) add_multiple(block, now[i], source[i]);
+            if (++rounds % rounds_of_block == 0) {
+                add_multiple(sum, T(1), block);
+                block = {};
+            }
         }
+        add_multiple(sum, T(1), block);
     }
     for (unsigned m = 0; m < g.multiple_count; ++m) {
         const auto& multiple = g.multiples[m];
