@@ -69,8 +69,9 @@ double gradient_error(const Result& result, const psae::parameter<double, Shape>
     const tensor<double, shape<>> zero;
     const tensor<real, shape<>> zero_there;
     const auto analytic = differentiate(device, there, loss_of(there), zero_there.view());
+    cpu host(1);
     arena<> scratch;
-    const auto value = [&] { return loss_value(scratch, here, loss_of(here), zero.view()); };
+    const auto value = [&] { return loss_value(host, scratch, here, loss_of(here), zero.view()); };
     const auto worst = compare_gradients(here, analytic.gradients, value, 1, 1e-5);
     UNSCOPED_INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
     return worst.error;

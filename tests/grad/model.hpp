@@ -87,8 +87,9 @@ void check_loss(model<double>& m, const Loss& loss, const Value& value) {
 }
 template <class Loss>
 void check_loss(model<double>& m, const Loss& loss) {
+    psae::cpu host(1);
     psae::arena<> scratch;
-    check_loss(m, loss, [&] { return psae::loss_value(scratch, m, m.bound(loss), std::as_const(m.x).view()); });
+    check_loss(m, loss, [&] { return psae::loss_value(host, scratch, m, m.bound(loss), std::as_const(m.x).view()); });
 }
 template <class Loss>
 void check_loss(const Loss& loss) {

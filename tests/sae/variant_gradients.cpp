@@ -143,10 +143,11 @@ void check_by_itself(const Make& make, std::size_t step = 0) {
     const auto now_of = [&](auto x) {
         return training_state{{nullptr, none.of(x).data(), 0}, false, nullptr, step, 100, random_stream(4)};
     };
+    cpu host(1);
     arena<> scratch;
     sae.check(now_of, [&] {
         return loss_value(
-            scratch, sae.here, [&](auto x) { return sae.here.loss(x, now_of(x)); }, std::as_const(sae.x).view());
+            host, scratch, sae.here, [&](auto x) { return sae.here.loss(x, now_of(x)); }, std::as_const(sae.x).view());
     });
 }
 

@@ -66,11 +66,10 @@ gradient_disagreement compare_gradients(Model& model, const std::vector<std::vec
     return worst;
 }
 
-// The loss at the parameters as they stand, on the CPU. `loss` takes tokens bound to a tape and returns a scalar
+// The loss at the parameters as they stand. Resets scratch. `loss` takes tokens bound to a tape and returns a scalar
 // expression.
 template <class Model, class Loss, class T, class Shape>
-double loss_value(arena<>& scratch, Model& model, const Loss& loss, view<const T, Shape> tokens) {
-    cpu device;
+double loss_value(cpu& device, arena<>& scratch, Model& model, const Loss& loss, view<const T, Shape> tokens) {
     scratch.reset();
     tape<cpu> t(device, scratch, mode::train);
     model.each_parameter([&](const char*, auto& p) { t.collect(p); });
@@ -110,8 +109,9 @@ requires std::is_invocable_r_v<double, Value> gradient_disagreement check_gradie
 template <class Model, class Loss, class T, class Shape>
 gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const T, Shape> tokens,
                                       std::size_t stride = 1, double step = 1e-6) {
+    cpu device;
     arena<> scratch;
-    const auto value = [&] { return loss_value(scratch, model, loss, tokens); };
+    const auto value = [&] { return loss_value(device, scratch, model, loss, tokens); };
     return check_gradients(model, loss, tokens, value, stride, step);
 }
 
