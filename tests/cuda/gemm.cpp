@@ -1,5 +1,6 @@
 // Matrix products on the GPU, against sums in double.
 #include <cmath>
+#include <utility>
 
 #include <psae/cuda/gemm.hpp>
 
@@ -190,8 +191,21 @@ TEST_CASE("products in the precision of the device") {
                         spoilt_arena scratch(device);
                         product(device, scratch, transpose_a, transpose_b, s.M, s.N, s.K, a.data(), b.data(), how,
                                 C.data());
-                        CHECK(relative_difference(on_host(device, C), expected, std::sqrt(double(s.K))) <
-                              (products == precision::tf32 ? tf32_rounding : 1e-6));
+                        const auto check = [&] {
+                            CHECK(relative_difference(on_host(device, C), expected, std::sqrt(double(s.K))) <
+                                  (products == precision::tf32 ? tf32_rounding : 1e-6));
+                        };
+                        check();
+                        // Once more, on operands that are rounded already, with a bias.
+                        if (how == psae::write::add) upload(device, C.data(), start.data(), start.size());
+                        const auto bias = random_numbers<float>(s.N, 4);
+                        const auto b_there = on_device(device, bias);
+                        for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % s.N];
+                        product(device, scratch, transpose_a, transpose_b, s.M, s.N, s.K,
+                                operand_of_products(device, scratch, std::as_const(a).data(), A.size()),
+                                operand_of_products(device, scratch, std::as_const(b).data(), B.size()), how, C.data(),
+                                b_there.data());
+                        check();
                     }
             }
 }
