@@ -46,19 +46,27 @@ __global__ void find_dead_kernel(Index* index, std::size_t* count, const Index* 
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const std::size_t share = (latents + blockDim.x - 1) / blockDim.x * 32, first = warp * share,
                       end = first + share < latents ? first + share : latents;
+    // see(f, whether it is dead), the latents of a warp side by side and in order; several loads are under way at once.
+    const auto each = [&](const auto& see) {
+        constexpr unsigned together = 8;
+        for (std::size_t from = first + lane; from < end + lane; from += 32 * together) {
+            bool is_dead[together];
+            for (unsigned i = 0; i < together; ++i)
+                is_dead[i] = from + 32 * i < end && since_fired[from + 32 * i] > dead_after;
+            for (unsigned i = 0; i < together; ++i) see(from + 32 * i, is_dead[i]);
+        }
+    };
     std::size_t dead = 0;
-    for (std::size_t f = first + lane; f < end + lane; f += 32)
-        dead += __popc(__ballot_sync(0xffffffffu, f < end && since_fired[f] > dead_after));
+    each([&](std::size_t, bool is_dead) { dead += __popc(__ballot_sync(0xffffffffu, is_dead)); });
     if (lane == 0) dead_of_warp[warp] = dead;
     __syncthreads();
     std::size_t place = 0;
     for (unsigned before = 0; before < warp; ++before) place += dead_of_warp[before];
-    for (std::size_t f = first + lane; f < end + lane; f += 32) {
-        const bool is_dead = f < end && since_fired[f] > dead_after;
+    each([&](std::size_t f, bool is_dead) {
         const unsigned votes = __ballot_sync(0xffffffffu, is_dead);
         if (is_dead) index[place + __popc(votes & ((1u << lane) - 1))] = static_cast<Index>(f);
         place += __popc(votes);
-    }
+    });
     if (warp == warps - 1 && lane == 0) *count = place;
 }
 
