@@ -113,10 +113,14 @@ def main():
         launches.append((re.compile(expression), int(threads), int(dynamic or 0)))
 
     kernels = {}
-    for path in arguments.objects:
-        kernels.update(read_object(path))
+    try:
+        for path in arguments.objects:
+            kernels.update(read_object(path))
+        names = short_names(kernels)
+    except (OSError, subprocess.CalledProcessError) as failed:
+        parser.exit(1, f"kernel_resources.py: {failed}\n")
     rows = []
-    for name, kernel in zip(short_names(kernels), kernels.values()):
+    for name, kernel in zip(names, kernels.values()):
         if not re.search(arguments.match, name):
             continue
         threads, dynamic = kernel["bounds"] or arguments.threads, 0
