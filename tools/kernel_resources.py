@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the kernels of an object or program that nvcc built take of a GPU, as a Markdown table. No GPU is needed.
 
-    tools/kernel_resources.py build/cuda/bench/bench_gpu --match 'psae::' --launch 'attention_kernel<float, 64u>=128,48640'
+    tools/kernel_resources.py build/cuda/bench/bench_gpu --match 'psae::' --launch 'attention_kernel<float, 64u>=128,44032'
 
 For each kernel: registers, shared memory of a block (the system's own 1 KiB included), stack, barriers; threads of a block
 and the share of a multiprocessor's 64 warps that can be there at once; and what stands in its machine code, counted once
@@ -24,6 +24,7 @@ import re
 import subprocess
 
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 228 * 1024, 64, 32  # of a multiprocessor
+SYSTEM_SHARED = 1024  # of each block; in the object's figure only where a kernel of the object has shared memory of its own
 REGISTERS_OF_WARP, WARPS_AT_ONCE, SHARED_OF_BLOCK = 256, 4, 128  # what they are given out in
 
 
@@ -39,11 +40,11 @@ def warps_of_multiprocessor(registers, shared, threads):
     return min(by_registers // warps, by_shared, BLOCKS, WARPS // warps) * warps
 
 
-def read_object(path):
+def read_object(path, architecture):
     """{mangled name: {"registers", "shared", "stack", "bounds" or None, "code": Counter of instructions}}"""
 
     def dump(what):
-        command = [os.environ.get("CUOBJDUMP", "cuobjdump"), what, path]
+        command = [os.environ.get("CUOBJDUMP", "cuobjdump"), "--gpu-architecture", architecture, what, path]
         return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
 
     kernels, name, attribute = {}, None, None
@@ -104,6 +105,7 @@ def main():
     parser.add_argument("--match", default="", metavar="REGEX", help="only kernels in whose names this is found")
     parser.add_argument("--launch", action="append", default=[], metavar="REGEX=THREADS[,BYTES]")
     parser.add_argument("--threads", type=int, default=256, help="of a block of which nothing else is known (256)")
+    parser.add_argument("--arch", default="sm_90", help="the architecture whose code is read (sm_90)")
     parser.add_argument("--width", type=int, default=72, help="of a name in the table (72)")
     arguments = parser.parse_args()
     launches = []
@@ -115,7 +117,7 @@ def main():
     kernels = {}
     try:
         for path in arguments.objects:
-            kernels.update(read_object(path))
+            kernels.update(read_object(path, arguments.arch))
         names = short_names(kernels)
     except (OSError, subprocess.CalledProcessError) as failed:
         parser.exit(1, f"kernel_resources.py: {failed}\n")
@@ -128,7 +130,7 @@ def main():
             if expression.search(name):
                 threads, dynamic = numbers
                 break
-        code, shared = kernel["code"], kernel["shared"] + dynamic
+        code, shared = kernel["code"], max(kernel["shared"], SYSTEM_SHARED) + dynamic
         occupancy = warps_of_multiprocessor(kernel["registers"], shared, threads) / WARPS
         name = name.replace("psae::detail::", "").replace("psae::", "")
         if len(name) > arguments.width:
