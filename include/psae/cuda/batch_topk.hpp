@@ -48,8 +48,8 @@ __global__ void collect_candidates_kernel(product_chunk<T> chunk, Activation act
     const std::size_t token = blockIdx.x;
     const auto foot = static_cast<unsigned>(bound->foot);
     const T* h = chunk.row(token);
-    const auto key_of = [&](unsigned j) { return key_of_pre_activation(activation, h[j], chunk.latent(j)); };
-    const auto comes_in = [&](unsigned j) {
+    const auto key_of = [&](std::size_t j) { return key_of_pre_activation(activation, h[j], chunk.latent(j)); };
+    const auto comes_in = [&](std::size_t j) {
         const rank_key<T> key = key_of(j);
         return key > least_key<T> && bin_of_key(key) >= foot;
     };

@@ -156,7 +156,7 @@ __global__ void keep_active_kernel(product_chunk<T> chunk, Activation activation
                                    std::uint32_t* latents, T* values, std::size_t* counts) {
     const std::size_t token = blockIdx.x, have = counts[token];
     const T* h = chunk.row(token);
-    const auto active = [&](unsigned j) { return is_active(activation, h[j], std::size_t{chunk.latent(j)}); };
+    const auto active = [&](std::size_t j) { return is_active(activation, h[j], std::size_t{chunk.latent(j)}); };
     const wanted_columns found = count_wanted(chunk.known(), active);
     take_wanted(found, active, [&](unsigned place, unsigned j) {
         if (have + place >= room) return;
@@ -260,7 +260,9 @@ __global__ void keep_largest_kernel(product_chunk<T> chunk, Activation activatio
     const auto have = static_cast<unsigned>(counts[token]);
     const key bound = bounds[token];
     const T* h = chunk.row(token);
-    const auto comes_in = [&](unsigned j) { return key_of_pre_activation(activation, h[j], chunk.latent(j)) > bound; };
+    const auto comes_in = [&](std::size_t j) {
+        return key_of_pre_activation(activation, h[j], chunk.latent(j)) > bound;
+    };
     const wanted_columns found = count_wanted(chunk.known(), comes_in);
     if (found.total == 0) return;
     take_wanted(found, comes_in, [&](unsigned place, unsigned j) {

@@ -79,7 +79,7 @@ struct product_chunk {
     encoded_columns columns;
 
     __device__ unsigned known() const { return columns.known(first, count); }
-    __device__ std::uint32_t latent(unsigned j) const { return columns.latent(first + j); }
+    __device__ std::uint32_t latent(std::size_t j) const { return columns.latent(first + j); }
     __device__ const T* row(std::size_t token) const { return tile + token * count; }
 };
 
