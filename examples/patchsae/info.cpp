@@ -191,6 +191,7 @@ void describe_sae(const fs::path& path, json_object& out) {
     if (!sae.W_skip.empty()) out.add("skip_connection", true);
     if (!sae.origin.model.empty()) out.add("model", sae.origin.model);
     if (sae.origin.layer) out.add("layer", *sae.origin.layer);
+    if (sae.origin.target_layer) out.add("target_layer", *sae.origin.target_layer);
     out.add("centred_input", sae.centred_input)
         .add("input_scaling", sae.scaling == psae::input_scaling::layer_norm      ? "layer_norm"
                               : sae.scaling == psae::input_scaling::constant_norm ? "constant_norm"

@@ -2,9 +2,9 @@
 // SAEs evaluated on pictures: reconstruction by kind of token, zero-shot accuracy with the reconstruction in place, purity
 // of the top images' labels. The vision tower runs over the pictures once for all SAEs, whatever their layers (the blocks
 // behind a layer run again for each SAE whose accuracy is asked for). Memory does not grow with the number of pictures,
-// but for a label of each.
+// but for a label of each. A transcoder is evaluated against the tokens of its target layer, which its output replaces.
 //
-//   const std::vector<psae::layer_sae> saes{{first, 11}, {second, 11}, {early, 4}};
+//   const std::vector<psae::layer_sae> saes{{first, 11}, {second, 11}, {early, 4}, {transcoder, 4, 5}};
 //   const auto result = psae::evaluate_saes(device, *tower, pictures, saes, {.classifier = &classifier, ...});
 //   result.saes[0].quality.patches.nmse, result.saes[0].accuracy.top_1(), result.plain.top_1()
 
@@ -21,10 +21,10 @@
 
 namespace psae {
 
-// An SAE and the hidden state whose tokens it takes.
+// An SAE and the hidden state whose tokens it takes; a transcoder and the one behind it that it explains.
 struct layer_sae {
     sae_view sae;
-    std::size_t layer;
+    std::size_t layer, target = layer;
 };
 
 struct evaluation_options {
@@ -42,14 +42,24 @@ struct sae_evaluation {
     label_purity purity;
 };
 
+// psae::error if what the SAE puts out cannot be compared with tokens of the target.
+inline void require_target(const vision_tower& tower, const layer_sae& s) {
+    if (s.target == s.layer) return require_reconstruction(s.sae, tower.name());
+    if (!s.sae.is_transcoder() || s.target < s.layer || s.sae.d_out != tower.width())
+        throw error("SAE and target layer do not fit", tower.name(),
+                    "expected a transcoder to d_out " + std::to_string(tower.width()) + " from a layer before " +
+                        std::to_string(s.target) + ", found outputs " + std::to_string(s.sae.outputs()) +
+                        " from layer " + std::to_string(s.layer));
+}
+
 struct model_evaluation {
     std::size_t pictures = 0, labelled = 0;  // that could be read; and have a label
     accuracy_counts plain;                   // of the model as it is
     std::vector<sae_evaluation> saes;        // in the order they were given
 };
 
-// psae::error if an SAE's d_in is not the tower's width, the classifier does not fit (see zero_shot_accuracy), or as
-// encode_rows.
+// psae::error if an SAE's d_in or outputs() is not the tower's width, a transcoder's target is not behind its layer, the
+// classifier does not fit (see zero_shot_accuracy), or as encode_rows.
 inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tower, picture_reader& pictures,
                                       std::span<const layer_sae> saes, const evaluation_options& options = {}) {
     const std::size_t T = tower.image_tokens(), d = tower.width();
@@ -58,8 +68,8 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
     std::vector<latent_summary_builder> summaries;
     for (const layer_sae& s : saes) {
         require_fit(tower, s.sae);
-        require_reconstruction(s.sae, tower.name());
-        layers.push_back(s.layer);
+        require_target(tower, s);
+        layers.insert(layers.end(), {s.layer, s.target});
         sums.emplace_back(d, s.sae.d_sae);
         if (options.top_images > 0) summaries.emplace_back(s.sae.d_sae, options.top_images);
     }
@@ -74,7 +84,8 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
     model_evaluation result;
     result.saes.resize(saes.size());
     std::vector<std::int64_t> labels;
-    std::vector<float> replaced, memory;
+    std::vector<float> replaced, memory, target_memory;
+    std::vector<std::vector<float>> inputs(saes.size());  // of transcoders, from their layer to the target
     // Of what stands in `replaced`.
     const auto classify = [&](accuracy_counts& counts, arena<>& scratch, const hooked_tokens& h) {
         const std::size_t C = classifier->classes.size(), count = h.pictures.size();
@@ -87,19 +98,22 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
         const std::size_t images = h.pictures.size(), all = images * tower.tokens();
         replaced.resize(all * d);
         for (std::size_t s = 0; s < saes.size(); ++s) {
-            if (saes[s].layer != h.layer) continue;
-            const float* own = tokens_of_images(tower, h.tokens, images, memory);
-            encode_in_batches(device, scratch, saes[s].sae, own, images * T, T, [&](std::size_t r, const auto& z) {
-                const float* tokens = own + r * d;
-                float* x_hat = replaced.data() + r * d;
-                decode_rows(device, saes[s].sae, z, tokens, x_hat);
-                sums[s].add(tokens, z, x_hat, T);
+            const layer_sae& own = saes[s];
+            if (own.layer == h.layer && own.target != own.layer) inputs[s].assign(h.tokens, h.tokens + all * d);
+            if (own.target != h.layer) continue;
+            const float* tokens = own.target == own.layer ? h.tokens : inputs[s].data();
+            const float *x = tokens_of_images(tower, tokens, images, memory),
+                        *y = tokens_of_images(tower, h.tokens, images, target_memory);
+            encode_in_batches(device, scratch, own.sae, x, images * T, T, [&](std::size_t r, const auto& z) {
+                float* y_hat = replaced.data() + r * d;
+                decode_rows(device, own.sae, z, x + r * d, y_hat);
+                sums[s].add(y + r * d, z, y_hat, T);
                 if (options.top_images > 0) summaries[s].add(z, T);
             });
             if (classifier == nullptr) continue;
             if (tower.prompts() > 0)  // they are replaced too
-                encode_in_batches(device, scratch, saes[s].sae, h.tokens, all, 1, [&](std::size_t r, const auto& z) {
-                    decode_rows(device, saes[s].sae, z, h.tokens + r * d, replaced.data() + r * d);
+                encode_in_batches(device, scratch, own.sae, tokens, all, 1, [&](std::size_t r, const auto& z) {
+                    decode_rows(device, own.sae, z, tokens + r * d, replaced.data() + r * d);
                 });
             classify(result.saes[s].accuracy, scratch, h);
         }

@@ -1,6 +1,6 @@
 #pragma once
 // How well an SAE does on tokens, summed over batches: memory is 2 d_in numbers and a byte a latent, whatever the number
-// of tokens.
+// of tokens. Of a transcoder x are the targets, d_in their width and x_hat its output.
 //
 //   psae::reconstruction_sums sums(d_in, d_sae);
 //   sums.add(x, z, x_hat, tower.tokens());       // batch by batch; z and x_hat as encode_rows and decode_rows give them
