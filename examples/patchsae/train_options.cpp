@@ -115,7 +115,7 @@ void train_options::add_to(CLI::App& sub) {
                    "numbers of latents that have to reconstruct alone (matryoshka; default: a 32nd, 16th, .. half)");
     sub.add_option("--random-prefixes", random_prefixes,
                    "so many prefixes drawn anew for each step, in place of --prefixes (matryoshka)");
-    sub.add_option("--l1", l1, "weight of the L1 term (relu: 8e-5, gated: 3, transcoder: 3)")->check(not_negative());
+    sub.add_option("--l1", l1, "weight of the L1 term (relu: 8e-5, gated: 3, transcoder: 1)")->check(not_negative());
     sub.add_option("--target-l0", target_l0, "active latents per token that the penalty steers to (jump_relu)")
         ->check(positive());
     sub.add_option("--l0-coefficient", l0_coefficient,
@@ -205,7 +205,8 @@ void train_options::complete(CLI::App& sub) {
     const bool unit_norm = variant != "gated" && !transcoder;
     otherwise("--normalise-decoder", normalise_decoder, unit_norm, unit_norm ? "true" : "false");
     if (scaled) otherwise("--sparsity-warmup-steps", sparsity_warmup_steps, warmup_steps, std::to_string(warmup_steps));
-    if (variant == "gated" || transcoder) otherwise("--l1", l1, 3.0, "3");
+    if (variant == "gated") otherwise("--l1", l1, 3.0, "3");
+    if (transcoder) otherwise("--l1", l1, 1.0, "1");
     if (transcoder && dead_latents == "resample")
         throw CLI::ValidationError("--dead-latents", "resample does not go with transcoder");
     if (dead_latents != "none" && dead_latents != "resample" && dead_latents != revival)
