@@ -103,6 +103,9 @@ TEST_CASE("a transcoder explains the target layer, and its numbers are those of 
         CHECK(sae.origin.layer == 1);
         CHECK(sae.origin.target_layer == -2);
         CHECK(run_well({"info", work / "run", "--json"}).json()["target_layer"].GetInt() == -2);
+        run_well({"report", "--sae", work / "run", "--out", work / "report.html"});
+        CHECK(contains(read_text(work / "report.html"), "Transcoder (standard), 96 latents of width 64"));
+        CHECK(contains(read_text(work / "report.html"), "to hidden state -2"));
         // The held-out picture, as trained with scales and as written without.
         const auto held_out = psae::split_held_out(pictures, 16384 / T, 3).held_out;
         const auto there = quality_of(work / "run", of_pictures(x, held_out), of_pictures(y, held_out));
