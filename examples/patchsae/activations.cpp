@@ -121,8 +121,8 @@ std::size_t each_image_tokens(
                       [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
                           scratch.reset();
                           x.resize(which.size() * tower->tokens() * tower->width());
-                          tower->embed(device, scratch, pixels.data(), which.size(), x.data());
-                          tower->run(device, scratch, x.data(), which.size(), 0, layer);
+                          tower->begin(device, scratch, pixels.data(), which.size(), layer, x.data());
+                          tower->finish(x.data());
                           const std::size_t own = which.size() * tower->image_tokens() * tower->width();
                           f(*tower, {psae::tokens_of_images(*tower, x.data(), which.size(), memory), own}, which);
                       });

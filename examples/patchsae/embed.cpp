@@ -26,8 +26,8 @@ void run(const state& s, const CLI::App& sub) {
     const auto forward = [&](const float* pixels, std::size_t count) {
         scratch.reset();
         std::vector<float> x(count * T * d), e(count * tower->projection());
-        tower->embed(device, scratch, pixels, count, x.data());
-        tower->run(device, scratch, x.data(), count, 0, layer);
+        tower->begin(device, scratch, pixels, count, layer, x.data());
+        tower->finish(x.data());
         if (!replacement.empty()) {
             if (replaced < done + count)
                 throw psae::error(
@@ -36,8 +36,7 @@ void run(const state& s, const CLI::App& sub) {
             std::copy_n(replacement.begin() + std::ptrdiff_t(done * T * d), count * T * d, x.begin());
         }
         tokens.insert(tokens.end(), x.begin(), x.end());
-        tower->run(device, scratch, x.data(), count, layer, tower->layers());
-        tower->project(device, scratch, x.data(), count, e.data(), true);
+        tower->embeddings(device, scratch, x.data(), count, layer, e.data());
         embeds.insert(embeds.end(), e.begin(), e.end());
         done += count;
     };

@@ -109,6 +109,15 @@ __global__ void class_tokens_adjoint_kernel(T* dx, const T* g, std::size_t token
     }
 }
 
+template <unsigned width, class T>
+__global__ void put_rows_kernel(T* out, std::size_t tokens, std::size_t at, const T* rows, std::size_t stride,
+                                std::size_t count, std::size_t d) {
+    const std::size_t image = blockIdx.x / count, row = blockIdx.x - image * count;
+    T* target = out + (image * tokens + at + row) * d;
+    for (std::size_t c = threadIdx.x * width; c < d; c += std::size_t{blockDim.x} * width)
+        store_pack(target + c, load_pack<width>(rows + (image * stride + row) * d + c));
+}
+
 }  // namespace detail
 
 // out: [images * (1 + patches), channels * patch * patch]: for each image a row of zeros, which keeps the class token's
@@ -167,6 +176,17 @@ void class_tokens_adjoint(cuda& device, T* dx, const T* g, std::size_t images, s
     const std::size_t visited = how == write::add ? 1 : tokens;
     launch(device, wide ? class_tokens_adjoint_kernel<wide_pack<T>, T> : class_tokens_adjoint_kernel<1, T>,
            blocks_of(images * visited, 1), 256, 0, dx, g, tokens, visited, d, how == write::add);
+}
+
+// out[i, at + r, :] = rows[i * stride + r, :] for r < count: rows among the `tokens` of each image; stride 0 puts the
+// same ones into all. out: [images, tokens, d].
+template <class T>
+void put_rows(cuda& device, T* out, std::size_t images, std::size_t tokens, std::size_t at, const T* rows,
+              std::size_t stride, std::size_t count, std::size_t d) {
+    using namespace detail;
+    const bool wide = has_wide_rows(out, d) && has_wide_rows(rows, d);
+    launch(device, wide ? put_rows_kernel<wide_pack<T>, T> : put_rows_kernel<1, T>, blocks_of(images * count, 1), 256,
+           0, out, tokens, at, rows, stride, count, d);
 }
 
 }  // namespace psae
