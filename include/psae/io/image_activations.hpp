@@ -127,6 +127,7 @@ struct hooked_tokens {
     std::span<const std::size_t> pictures;  // their indices in the list
     std::size_t layer;
     const float* tokens;
+    const float* there;  // in memory of the tower's device, if they are there, too
 };
 
 // Pictures `which` at each of the layers (ascending, at least one), which one pass of the tower reaches one after the
@@ -134,11 +135,12 @@ struct hooked_tokens {
 template <class F>
 void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& tower,
                        std::span<const std::size_t> which, std::span<const std::size_t> layers, float* tokens, F&& at) {
-    tower.finish(tokens);
+    const float* there = tower.finish(tokens);
     std::size_t reached = layers.front();
     for (const std::size_t layer : layers) {
+        if (layer != reached) there = nullptr;
         tower.run(device, scratch, tokens, which.size(), std::exchange(reached, layer), layer);
-        at(hooked_tokens{which, layer, tokens});
+        at(hooked_tokens{which, layer, tokens, there});
     }
 }
 

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -54,54 +55,47 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
                                       std::span<const layer_sae> saes, const evaluation_options& options = {}) {
     const std::size_t T = tower.image_tokens(), d = tower.width();
     std::vector<std::size_t> layers;
+    std::vector<std::unique_ptr<sae_in_place>> in_place;
     std::vector<reconstruction_sums> sums;
     std::vector<latent_summary_builder> summaries;
     for (const layer_sae& s : saes) {
         require_fit(tower, s.sae);
         require_reconstruction(s.sae, tower.name());
+        in_place.push_back(put_in_place(device, tower, s.layer, s.sae));
         layers.push_back(s.layer);
         sums.emplace_back(d, s.sae.d_sae);
         if (options.top_images > 0) summaries.emplace_back(s.sae.d_sae, options.top_images);
     }
     const auto* classifier = options.classifier;
-    if (classifier != nullptr) {
-        require_fit(tower, *classifier, pictures.list(), options.class_of_label);
-        layers.push_back(tower.layers());  // where the plain model ends
-    }
+    if (classifier != nullptr) require_fit(tower, *classifier, pictures.list(), options.class_of_label);
     std::sort(layers.begin(), layers.end());
     layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
 
     model_evaluation result;
     result.saes.resize(saes.size());
     std::vector<std::int64_t> labels;
-    std::vector<float> replaced, memory;
-    // Of what stands in `replaced`.
-    const auto classify = [&](accuracy_counts& counts, arena<>& scratch, const hooked_tokens& h) {
-        const std::size_t C = classifier->classes.size(), count = h.pictures.size();
-        const auto logits = logits_of_tokens(device, scratch, tower, *classifier, replaced.data(), count, h.layer);
-        for (std::size_t i = 0; i < count; ++i)
-            counts.add(std::span(logits).subspan(i * C, C),
-                       class_of(pictures.list(), h.pictures[i], options.class_of_label));
-    };
+    std::vector<float> x_hat(tower.tokens() * d);
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
-        const std::size_t images = h.pictures.size(), all = images * tower.tokens();
-        replaced.resize(all * d);
+        const auto classify = [&](accuracy_counts& counts, const std::vector<float>& embeddings) {
+            const std::size_t C = classifier->classes.size(), count = h.pictures.size();
+            const auto logits = classifier->logits(embeddings, count);
+            for (std::size_t i = 0; i < count; ++i)
+                counts.add(std::span(logits).subspan(i * C, C),
+                           class_of(pictures.list(), h.pictures[i], options.class_of_label));
+        };
         for (std::size_t s = 0; s < saes.size(); ++s) {
             if (saes[s].layer != h.layer) continue;
-            const float* own = tokens_of_images(tower, h.tokens, images, memory);
-            encode_in_batches(device, scratch, saes[s].sae, own, images * T, T, [&](std::size_t r, const auto& z) {
-                const float* tokens = own + r * d;
-                float* x_hat = replaced.data() + r * d;
-                decode_rows(device, saes[s].sae, z, tokens, x_hat);
-                sums[s].add(tokens, z, x_hat, T);
+            sae_in_place& own = *in_place[s];
+            own.take(h.tokens, h.pictures.size(), h.there);
+            for (std::size_t i = 0; i < h.pictures.size(); ++i) {
+                const auto mark = scratch.position();
+                own.reconstruct(i, x_hat.data(), classifier != nullptr);
+                const codes_view<float> z = own.codes(scratch, i);
+                sums[s].add(h.tokens + i * x_hat.size(), z, x_hat.data(), T);
                 if (options.top_images > 0) summaries[s].add(z, T);
-            });
-            if (classifier == nullptr) continue;
-            if (tower.prompts() > 0)  // they are replaced too
-                encode_in_batches(device, scratch, saes[s].sae, h.tokens, all, 1, [&](std::size_t r, const auto& z) {
-                    decode_rows(device, saes[s].sae, z, h.tokens + r * d, replaced.data() + r * d);
-                });
-            classify(result.saes[s].accuracy, scratch, h);
+                scratch.release_to(mark);
+            }
+            if (classifier != nullptr) classify(result.saes[s].accuracy, own.embeddings());
         }
         if (h.layer != layers.back()) return;
         for (const std::size_t i : h.pictures) {
@@ -109,8 +103,10 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
             result.labelled += labels.back() >= 0;
         }
         if (classifier == nullptr) return;
-        replaced.assign(h.tokens, h.tokens + all * d);
-        classify(result.plain, scratch, h);
+        const auto last = std::find_if(saes.begin(), saes.end(), [&](const auto& s) { return s.layer == h.layer; });
+        sae_in_place& own = *in_place[static_cast<std::size_t>(last - saes.begin())];
+        for (std::size_t i = 0; i < h.pictures.size(); ++i) own.add(i);
+        classify(result.plain, own.embeddings());
     };
     each_hooked(device, tower, pictures, layers, 8, at, options.progress);
     result.pictures = labels.size();

@@ -85,10 +85,15 @@ struct sae_arrays {
     const float *W_enc, *b_enc, *W_dec, *b_dec, *threshold, *r_mag, *b_mag, *W_skip;
 };
 
+class vision_tower;  // vit/clip_vision.hpp
+class sae_in_place;  // sae/sae_in_place.hpp
+
 // A trained SAE in use on another device than the CPU. All arrays are the host's; one call at a time.
 class remote_sae {
 public:
     virtual ~remote_sae() = default;
+    // As the function of that name; null if the tower is not on the same device.
+    virtual std::unique_ptr<sae_in_place> put_in_place(const vision_tower& tower, std::size_t layer) const = 0;
     // As encode_rows and decode_rows.
     virtual codes_view<float> encode(arena<>& scratch, const float* x, std::size_t n) const = 0;
     virtual void decode(const codes_view<float>& z, const float* x, float* x_hat) const = 0;
@@ -281,17 +286,18 @@ std::size_t count_entries(const Backend& device, const codes_view<float>& z) {
     return z.tokens == 0 ? 0 : read(device, z.offsets + z.tokens);
 }
 
-// Codes in a backend's memory as codes of the host.
+// Codes in a backend's memory, of some tokens among others, too, as codes of the host.
 template <class Backend>
 codes_view<float> download_codes(const Backend& device, arena<>& scratch, const codes_view<float>& z) {
-    const std::size_t entries = count_entries(device, z);
     auto* offsets = scratch.allocate<std::size_t>(z.tokens + 1);
-    auto* latent = scratch.allocate<std::uint32_t>(entries);
-    auto* value = scratch.allocate<float>(entries);
     offsets[0] = 0;
     if (z.tokens > 0) download(device, offsets, z.offsets, z.tokens + 1);
-    download(device, latent, z.latent, entries);
-    download(device, value, z.value, entries);
+    const std::size_t first = offsets[0], entries = offsets[z.tokens] - first;
+    for (std::size_t t = 0; t <= z.tokens; ++t) offsets[t] -= first;
+    auto* latent = scratch.allocate<std::uint32_t>(entries);
+    auto* value = scratch.allocate<float>(entries);
+    download(device, latent, z.latent + first, entries);
+    download(device, value, z.value + first, entries);
     codes_view<float> copy;
     copy.tokens = z.tokens, copy.latents = z.latents, copy.room = entries;
     copy.offsets = offsets, copy.latent = latent, copy.value = value;
