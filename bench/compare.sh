@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ours beside PyTorch, ONNX Runtime, OpenVINO and Pillow, run in turns, since a shared machine drifts by 20%.
-#   bench/compare.sh [rounds, default 3] [sae_step|vit|preprocess|analysis ...]
+#   bench/compare.sh [rounds, default 3] [sae_step|topk|vit|preprocess|analysis ...]
+# topk: what sae_step compares at L0 64 by TopK, for more rounds than the dense steps allow.
 # BUILD: the folder with our programs; PEERS_VENV: a Python environment with bench/peers/requirements.txt,
 # made when absent (needs python3-venv and about 6 GB). SAELens takes part where it is installed in it.
 # The default shape needs 8 GB of memory.
@@ -47,16 +48,23 @@ peer() { record peer "$1" "$venv/bin/python" "bench/peers/${1%%.*}.py" "${@:2}";
 
 ours() {
     local path
-    path=$(find_ours "$1")
+    path=$(find_ours "${1/#topk/sae_step}")
     if [ -z "$path" ]; then
         echo "round $round: no program for $1; build with -DPSAE_BENCH=ON (BUILD names the folder)" >&2
+    elif [ "$1" = topk ]; then
+        record ours sae_step.topk_64 "$path" --benchmark_format=json '--benchmark_filter=^topk_step/.*/l0:64/'
     elif [ "$1" = sae_step ]; then # a process each, so that none has the memory of another
         record ours "$1.dense" "$path" --benchmark_format=json '--benchmark_filter=^relu_step/by_density/.*/l0:0/'
         record ours "$1.relu_64" "$path" --benchmark_format=json '--benchmark_filter=relu_step/by_density/.*/l0:64/'
-        record ours "$1.topk_64" "$path" --benchmark_format=json '--benchmark_filter=^topk_step/.*/l0:64/'
+        ours topk
     else
         record ours "$1" "$path" --benchmark_format=json
     fi
+}
+
+topk_peers() {
+    peer sae_step.topk --kind topk --k 64 --repeats 3
+    if "$venv/bin/python" -c 'import sae_lens' 2>/dev/null; then peer saelens; fi
 }
 
 mkdir -p "$out"
@@ -69,9 +77,9 @@ for round in $(seq "$rounds"); do
             peer sae_step.eager --kind eager
             peer sae_step.careful --kind careful
             peer sae_step.eager_64 --kind eager --l0 64
-            peer sae_step.topk --kind topk --k 64 --repeats 3
-            if "$venv/bin/python" -c 'import sae_lens' 2>/dev/null; then peer saelens; fi
+            topk_peers
             ;;
+        topk) topk_peers ;;
         analysis) peer analysis ;;
         vit) peer vit ;;
         preprocess) peer preprocess "$images" ;;

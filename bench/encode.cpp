@@ -97,12 +97,14 @@ operands make_operands(const std::string& kind, std::size_t tokens, std::size_t 
 }
 
 // Of the tokens of the first batch: pre-activations whose upper bound reaches the k-th largest lower bound.
+template <class Screen>
 double survivors(const operands& o, std::size_t k) {
     cpu device;
     arena<> scratch;
     const std::size_t tokens = std::min<std::size_t>(256, o.tokens);
+    Screen by(device, scratch, tokens, o.d, detail::encode_chunk(tokens, o.latents));
     detail::screened_pre_activations pre(device, scratch, o.x.data(), tokens, o.d, o.W.data(), o.b.data(),
-                                         detail::encoded_latents(o.latents, nullptr));
+                                         detail::encoded_latents(o.latents, nullptr), by);
     std::vector<std::vector<float>> lows(tokens), highs(tokens);
     pre.each_chunk([&](const auto& chunk) {
         for (std::size_t t = 0; t < tokens; ++t)
@@ -171,7 +173,9 @@ void encode_alone(benchmark::State& state, const std::string& kind, const std::s
     state.counters["screened_s"] = screened;
     state.counters["x_gemm"] = screened / bare;
     state.counters["unscreened_x_gemm"] = unscreened / bare;
-    if (selection == "top_k") state.counters["survivors"] = survivors(o, k);
+    if (selection != "top_k") return;
+    state.counters["survivors_bf16"] = survivors<detail::bf16_screen>(o, k);
+    state.counters["survivors_int16"] = survivors<detail::int16_screen>(o, k);
 }
 
 // Decoding and the latent summary move what their entries name; beside the speed of a copy.

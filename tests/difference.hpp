@@ -30,3 +30,17 @@ double relative_difference(const A& a, const B& b, double least = 0) {
     const double difference = largest_difference(a, b);
     return largest == 0 ? difference : difference / largest;
 }
+
+// The Euclidean norm of a - b over that of b: what errors of rounding amount to over a whole array.
+template <class A, class B>
+double norm_difference(const A& a, const B& b) {
+    REQUIRE(a.size() == b.size());
+    double difference = 0, size = 0;
+    for (std::size_t i = 0; i < b.size(); ++i) {
+        const double from = double(b.data()[i]), off = double(a.data()[i]) - from;
+        difference += off * off;
+        size += from * from;
+    }
+    if (std::isnan(difference)) return std::numeric_limits<double>::infinity();
+    return difference == 0 ? 0 : std::sqrt(difference / size);
+}

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "sae.hpp"
+#include "stream.hpp"
 #include "tower.hpp"
 
 #ifndef PSAE_BENCH_TOWER
@@ -35,6 +36,7 @@ int main(int argc, char** argv) try {
         if (!has_goal) continue;
         for (const std::size_t k : {std::size_t{32}, std::size_t{64}, std::size_t{256}}) time_parts(m, tokens, k);
         time_eight<tower>(m, tokens / tower::tokens);
+        time_stream<tower>(m, tokens / tower::tokens);
     }
 } catch (const psae::error& e) {
     std::fprintf(stderr, "bench_gpu: %s\n", e.what());

@@ -111,21 +111,24 @@ void add_token_kind(CLI::App& app, std::string& kind) {
 
 std::size_t each_image_tokens(
     const psae::image_list& list, const image_options& options, const psae::cpu& device,
-    const std::function<void(const psae::vision_tower&, std::span<const float>, const std::vector<std::size_t>&)>& f) {
+    const std::function<void(const psae::vision_tower&, std::span<const float>, std::span<const std::size_t>)>& f) {
     const auto tower = load_model(options.model, options.adapter);
     const auto how = psae::read_preprocessing(options.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(options.layer);
-    psae::arena<> scratch;
-    std::vector<float> x, memory;
-    return each_batch(list, options, how, device, 8,
-                      [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
-                          scratch.reset();
-                          x.resize(which.size() * tower->tokens() * tower->width());
-                          tower->embed(device, scratch, pixels.data(), which.size(), x.data());
-                          tower->run(device, scratch, x.data(), which.size(), 0, layer);
-                          const std::size_t own = which.size() * tower->image_tokens() * tower->width();
-                          f(*tower, {psae::tokens_of_images(*tower, x.data(), which.size(), memory), own}, which);
-                      });
+    auto pictures = read_pictures(list, options, how);
+    progress bar("pictures", list.files.size());
+    std::vector<float> memory;
+    const auto at = [&](psae::arena<>&, const psae::hooked_tokens& h) {
+        const std::size_t count = h.pictures.size();
+        f(*tower,
+          {psae::tokens_of_images(*tower, h.tokens, count, memory), count * tower->image_tokens() * tower->width()},
+          h.pictures);
+    };
+    psae::each_hooked(device, *tower, pictures, std::span(&layer, 1), at, [&](std::size_t done) {
+        stop_if_interrupted();
+        bar.show(done);
+    });
+    return count_unreadable(pictures, options);
 }
 
 }  // namespace patchsae

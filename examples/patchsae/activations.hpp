@@ -36,6 +36,6 @@ void add_token_kind(CLI::App& app, std::string& kind);
 // [count * image_tokens(), d], indices of the pictures). Returns the number of pictures skipped.
 std::size_t each_image_tokens(
     const psae::image_list& list, const image_options& options, const psae::cpu& device,
-    const std::function<void(const psae::vision_tower&, std::span<const float>, const std::vector<std::size_t>&)>& f);
+    const std::function<void(const psae::vision_tower&, std::span<const float>, std::span<const std::size_t>)>& f);
 
 }  // namespace patchsae

@@ -50,49 +50,29 @@ void require_room(const std::string& folder, std::uint64_t bytes) {
 // what a product rounds may depend on how many go through it, and a store that was stopped must get the same bytes.
 void write_pictures(const state& s, const psae::vision_tower& tower, std::size_t layer, psae::picture_reader& pictures,
                     psae::activation_store_writer& writer) {
-    constexpr std::size_t batch = 8;
     const psae::cpu device(s.common.threads);
-    const std::size_t pixels = pictures.pixels(), size = tower.image_tokens() * tower.width(), count = pictures.size(),
-                      found = writer.position();
-    psae::arena<> scratch;
-    std::vector<float> read(batch * pixels), memory;
+    const std::size_t batch = tower.pictures_of_pass(), size = tower.image_tokens() * tower.width(),
+                      count = pictures.size(), found = writer.position();
+    psae::picture_passes passes(device, tower, pictures, layer);
+    std::vector<float> memory;
     progress bar("pictures", count - found);
-    struct pass {
-        std::vector<std::size_t> which;
-        std::vector<char> good;
-        std::vector<float> x;
-        std::size_t kept = 0;  // that could be read
-    } now, before;
-    const auto begin = [&](pass& p, std::size_t first) {
-        p.which.resize(std::min(batch, count - first));
-        std::iota(p.which.begin(), p.which.end(), first);
-        p.good = pictures.read(device, p.which, read.data());
-        p.kept = 0;
-        for (std::size_t i = 0; i < p.which.size(); ++i)
-            if (p.good[i] && i != p.kept++)
-                std::copy_n(read.data() + i * pixels, pixels, read.data() + (p.kept - 1) * pixels);
-        p.x.resize(batch * tower.tokens() * tower.width());
-        scratch.reset();
-        if (p.kept > 0) tower.begin(device, scratch, read.data(), p.kept, layer, p.x.data());
-    };
-    const auto write = [&](pass& p) {
-        if (p.kept > 0) tower.finish(p.x.data());
-        const float* tokens = psae::tokens_of_images(tower, p.x.data(), p.kept, memory);
-        for (std::size_t i = 0; i < p.which.size(); ++i) {
-            if (p.which[i] == writer.position())
-                p.good[i] ? writer.add(tokens, pictures.list().files[p.which[i]].string()) : writer.skip();
-            if (p.good[i]) tokens += size;
-        }
-        bar.show(writer.position() - found);
+    const auto skip_to = [&](std::size_t picture) {  // those before it could not be read
+        while (writer.position() < picture) writer.skip();
     };
     for (std::size_t first = found / batch * batch; first < count && writer.position() < count;) {
         stop_if_interrupted();
-        begin(now, first);
-        write(before);
-        std::swap(now, before);
-        first = std::max(first + batch, writer.position() / batch * batch);  // behind shards that are whole
+        const std::size_t end = std::min(first + batch, count);
+        const auto& pass = passes.finished(first, end);
+        const float* tokens = psae::tokens_of_images(tower, pass.tokens.data(), pass.pictures.size(), memory);
+        for (const std::size_t picture : pass.pictures) {
+            skip_to(picture);
+            if (picture == writer.position()) writer.add(tokens, pictures.list().files[picture].string());
+            tokens += size;
+        }
+        skip_to(end);
+        bar.show(writer.position() - found);
+        first = std::max(end, writer.position() / batch * batch);  // behind shards that are whole
     }
-    write(before);
 }
 
 void run(const state& s, const CLI::App& sub) {

@@ -8,7 +8,6 @@ struct state {
     common_options common;
     image_options images;
     std::string pixels, replace, texts, out;
-    std::size_t batch = 8;
 };
 
 void run(const state& s, const CLI::App& sub) {
@@ -17,17 +16,14 @@ void run(const state& s, const CLI::App& sub) {
     const auto how = psae::read_preprocessing(s.images.model, tower->image_size());
     const std::size_t layer = tower->hidden_index(s.images.layer), T = tower->tokens(), d = tower->width();
     const psae::cpu device(s.common.threads);
-    psae::arena<> scratch;
     std::vector<float> tokens, embeds, replacement;
     std::vector<std::string> files;
     std::vector<std::int64_t> labels;
     const std::size_t replaced = s.replace.empty() ? 0 : read_floats(s.replace, "tokens", {T, d}, replacement);
     std::size_t done = 0;
-    const auto forward = [&](const float* pixels, std::size_t count) {
-        scratch.reset();
-        std::vector<float> x(count * T * d), e(count * tower->projection());
-        tower->embed(device, scratch, pixels, count, x.data());
-        tower->run(device, scratch, x.data(), count, 0, layer);
+    // x [count, T, d]: of the layer.
+    const auto go_on = [&](psae::arena<>& scratch, std::vector<float> x) {
+        const std::size_t count = x.size() / (T * d);
         if (!replacement.empty()) {
             if (replaced < done + count)
                 throw psae::error(
@@ -36,9 +32,8 @@ void run(const state& s, const CLI::App& sub) {
             std::copy_n(replacement.begin() + std::ptrdiff_t(done * T * d), count * T * d, x.begin());
         }
         tokens.insert(tokens.end(), x.begin(), x.end());
-        tower->run(device, scratch, x.data(), count, layer, tower->layers());
-        tower->project(device, scratch, x.data(), count, e.data(), true);
-        embeds.insert(embeds.end(), e.begin(), e.end());
+        embeds.resize(embeds.size() + count * tower->projection());
+        tower->embeddings(device, scratch, x.data(), count, layer, embeds.data() + done * tower->projection());
         done += count;
     };
     std::size_t skipped = 0;
@@ -46,23 +41,34 @@ void run(const state& s, const CLI::App& sub) {
         std::vector<float> pixels;
         const std::size_t size = tower->image_size(), count = read_floats(s.pixels, "pixels", {3, size, size}, pixels);
         progress bar("pictures", count);
-        for (std::size_t first = 0; first < count; first += s.batch) {
+        psae::arena<> scratch;
+        while (done < count) {
             stop_if_interrupted();
-            forward(pixels.data() + first * 3 * size * size, std::min(s.batch, count - first));
+            scratch.reset();
+            const std::size_t some = std::min(tower->pictures_of_pass(), count - done);
+            std::vector<float> x(some * T * d);
+            tower->begin(device, scratch, pixels.data() + done * 3 * size * size, some, layer, x.data());
+            tower->finish(x.data());
+            go_on(scratch, std::move(x));
             bar.show(done);
         }
         files.assign(count, "");
         labels.assign(count, -1);
     } else if (!s.images.images.empty()) {
-        const auto list = list_images(s.images);
-        skipped = each_batch(list, s.images, how, device, s.batch,
-                             [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
-                                 forward(pixels.data(), which.size());
-                                 for (const std::size_t i : which) {
-                                     files.push_back(list.files[i].string());
-                                     labels.push_back(list.labels[i]);
-                                 }
-                             });
+        auto pictures = read_pictures(list_images(s.images), s.images, how);
+        progress bar("pictures", pictures.size());
+        const auto at = [&](psae::arena<>& scratch, const psae::hooked_tokens& h) {
+            go_on(scratch, {h.tokens, h.tokens + h.pictures.size() * T * d});
+            for (const std::size_t i : h.pictures) {
+                files.push_back(pictures.list().files[i].string());
+                labels.push_back(pictures.list().labels[i]);
+            }
+        };
+        psae::each_hooked(device, *tower, pictures, std::span(&layer, 1), at, [&](std::size_t behind) {
+            stop_if_interrupted();
+            bar.show(behind);
+        });
+        skipped = count_unreadable(pictures, s.images);
     }
     if (replaced > done)
         throw psae::error("more replacement tokens than pictures", s.replace,
@@ -111,7 +117,6 @@ void add_embed(CLI::App& app) {
     sub->get_option("--images")->excludes(pixels);
     sub->add_option("--replace", s->replace, "array tokens [N,T,d] of an .npz put in at the hooked layer");
     sub->add_option("--texts", s->texts, "text file, a line a text: adds text_embeds [M,p] of unit length");
-    sub->add_option("--batch-images", s->batch, "pictures per forward pass")->check(CLI::Range(1, 4096));
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
         if (s->pixels.empty() && s->images.images.empty() && s->texts.empty())

@@ -52,7 +52,7 @@ void run(state& s, const CLI::App& sub) {
     } else {
         skipped = each_image_tokens(
             list_images(s.images), s.images, device,
-            [&](const psae::vision_tower& tower, std::span<const float> tokens, const std::vector<std::size_t>&) {
+            [&](const psae::vision_tower& tower, std::span<const float> tokens, std::span<const std::size_t>) {
                 require_fit(sae, s.sae, tower.width(), s.images.model);
                 add(tokens.data(), tokens.size() / sae.d_in);
             });

@@ -27,7 +27,8 @@ struct state {
 struct evaluated_sae {
     std::string path;
     psae::sae_weights sae;
-    std::optional<long> layer;  // nobody knows it of activations in a file
+    std::optional<long> layer;         // nobody knows it of activations in a file
+    std::optional<long> target_layer;  // of a transcoder
     psae::sae_evaluation result;
 };
 
@@ -99,7 +100,9 @@ void evaluate_on_pictures(state& s, evaluation& e) {
         image_options its_own = s.images;
         its_own.take_layer(sae.sae.origin);
         sae.layer = long(tower->hidden_index(its_own.layer));
-        saes.push_back({on_chosen_device(sae.sae), std::size_t(*sae.layer)});
+        if (sae.sae.origin.target_layer) sae.target_layer = long(tower->hidden_index(*sae.sae.origin.target_layer));
+        saes.push_back(
+            {on_chosen_device(sae.sae), std::size_t(*sae.layer), std::size_t(sae.target_layer.value_or(*sae.layer))});
     }
     std::optional<zero_shot_task> task;
     if (list.class_names.empty())
@@ -176,6 +179,7 @@ json_object json_of(const evaluation& e, const std::string& out) {
         json_object object;
         object.add("sae", sae.path).add("architecture", sae.sae.architecture).add("d_sae", sae.sae.d_sae);
         if (sae.layer) object.add("layer", *sae.layer);
+        if (sae.target_layer) object.add("target_layer", *sae.target_layer);
         object.add("tokens", sae.result.quality.all.tokens);
         for (const auto& [name, value] : numbers_of(e, sae)) object.add(name, value);
         saes.push_back(std::move(object));
@@ -183,6 +187,11 @@ json_object json_of(const evaluation& e, const std::string& out) {
     json.add("saes", saes);
     if (!out.empty()) json.add("out", out);
     return json;
+}
+
+std::string layer_text(const evaluated_sae& sae) {
+    if (sae.target_layer) return fmt::format("{} to {}", *sae.layer, *sae.target_layer);
+    return sae.layer ? std::to_string(*sae.layer) : "-";
 }
 
 // For people: percentages, and only columns that hold something.
@@ -194,7 +203,7 @@ void print_evaluation(const evaluation& e) {
     for (const auto& sae : e.saes) {
         const auto& q = sae.result.quality;
         const std::vector<std::string> row{sae.path,
-                                           sae.layer ? std::to_string(*sae.layer) : "-",
+                                           layer_text(sae),
                                            std::to_string(sae.sae.d_sae),
                                            text_of(q.l0, 4),
                                            percent(q.dead_fraction),
@@ -223,8 +232,9 @@ void print_evaluation(const evaluation& e) {
 void run(state& s, const CLI::App& sub) {
     evaluation e;
     for (const std::string& path : s.saes) {
-        e.saes.push_back({path, load_sae(path), {}, {}});
-        psae::require_reconstruction(e.saes.back().sae, path);
+        e.saes.push_back({path, load_sae(path), {}, {}, {}});
+        const auto& sae = e.saes.back().sae;
+        if (!s.activations.empty() || !sae.origin.target_layer) psae::require_reconstruction(sae, path);
     }
     const std::filesystem::path out(s.out);
     if (!s.out.empty()) std::filesystem::create_directories(out);  // one that cannot be made is known before the work

@@ -29,7 +29,7 @@ std::shared_ptr<const psae::remote_sae> load_gpu_sae(const psae::sae_view& sae, 
 template <class Variant>
 std::unique_ptr<psae::any_training_run> make_gpu_run(Variant sae, const psae::training_options& training,
                                                      psae::training_run_options run, const psae::cpu& host, int gpu,
-                                                     psae::precision products, std::span<const float> held_out) {
+                                                     psae::precision products, psae::training_rows held_out) {
     psae::cuda device(gpu);
     device.products = products;
     return std::make_unique<psae::training_run<Variant, psae::cuda>>(std::move(sae), training, std::move(run), host,
@@ -39,13 +39,15 @@ std::unique_ptr<psae::any_training_run> make_gpu_run(Variant sae, const psae::tr
 #define PATCHSAE_GPU_RUN(...)                                                                                        \
     template std::unique_ptr<psae::any_training_run> make_gpu_run(__VA_ARGS__, const psae::training_options&,        \
                                                                   psae::training_run_options, const psae::cpu&, int, \
-                                                                  psae::precision, std::span<const float>)
+                                                                  psae::precision, psae::training_rows)
 PATCHSAE_GPU_RUN(psae::patchsae<>);
 PATCHSAE_GPU_RUN(psae::topk<>);
 PATCHSAE_GPU_RUN(psae::batch_topk<>);
 PATCHSAE_GPU_RUN(psae::matryoshka<psae::batch_topk<>>);
 PATCHSAE_GPU_RUN(jump_relu);
 PATCHSAE_GPU_RUN(psae::gated<>);
+PATCHSAE_GPU_RUN(psae::transcoder<>);
+PATCHSAE_GPU_RUN(skip_transcoder);
 #undef PATCHSAE_GPU_RUN
 
 }  // namespace patchsae

@@ -191,6 +191,7 @@ void describe_sae(const fs::path& path, json_object& out) {
     if (!sae.W_skip.empty()) out.add("skip_connection", true);
     if (!sae.origin.model.empty()) out.add("model", sae.origin.model);
     if (sae.origin.layer) out.add("layer", *sae.origin.layer);
+    if (sae.origin.target_layer) out.add("target_layer", *sae.origin.target_layer);
     out.add("centred_input", sae.centred_input)
         .add("input_scaling", sae.scaling == psae::input_scaling::layer_norm      ? "layer_norm"
                               : sae.scaling == psae::input_scaling::constant_norm ? "constant_norm"
@@ -294,8 +295,7 @@ void describe_pictures(const std::string& path, const common_options& common, js
     image_options options;
     options.images = {path};
     const auto list = list_images(options);
-    const std::size_t skipped =
-        each_batch(list, options, {}, psae::cpu(common.threads), 16, [](const auto&, const auto&) {});
+    const std::size_t skipped = each_batch(list, options, {}, psae::cpu(common.threads), 16, [](const auto&) {});
     out.add("kind", "images")
         .add("images", list.files.size())
         .add("unreadable", skipped)

@@ -51,11 +51,12 @@ void run(state& s) {
     std::filesystem::create_directories(out);  // now: one that cannot be made is known before the work
     const std::size_t skipped = each_image_tokens(
         list, s.images, device,
-        [&](const psae::vision_tower& tower, std::span<const float> tokens, const std::vector<std::size_t>& which) {
+        [&](const psae::vision_tower& tower, std::span<const float> tokens, std::span<const std::size_t> which) {
             require_fit(sae, s.sae, tower.width(), s.images.model);
             scratch.reset();
-            builder.add(encode_rows(device, scratch, sae, tokens.data(), which.size() * tower.image_tokens()),
-                        tower.image_tokens());
+            const std::size_t T = tower.image_tokens();
+            encode_in_batches(device, scratch, sae, tokens.data(), which.size() * T, T,
+                              [&](std::size_t, const auto& z) { builder.add(z, T); });
             for (const std::size_t i : which) {
                 latents.files.push_back(list.files[i].string());
                 latents.labels.push_back(list.labels[i]);

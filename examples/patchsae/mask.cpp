@@ -43,7 +43,7 @@ void run(state& s) {
     s.images.strict = true;
     each_image_tokens(
         list_images(s.images), s.images, device,
-        [&](const psae::vision_tower& tower, std::span<const float> tokens, const std::vector<std::size_t>&) {
+        [&](const psae::vision_tower& tower, std::span<const float> tokens, std::span<const std::size_t>) {
             require_fit(sae, s.sae, tower.width(), s.images.model);
             const std::size_t grid = tower.grid();
             const auto z = encode_rows(device, scratch, sae, tokens.data(), tower.image_tokens());

@@ -15,7 +15,7 @@ void add_preprocess(CLI::App& app) {
     auto s = std::make_shared<state>();
     s->common.add_to(*sub);
     s->images.add_to(*sub);
-    sub->remove_option(sub->get_option("--adapter"));
+    for (const char* of_towers : {"--adapter", "--preprocess-on"}) sub->remove_option(sub->get_option(of_towers));
     sub->get_option("--images")->required();
     sub->add_option("--out", s->out, "the .npz to write")->required();
     sub->callback([s, sub] {
@@ -27,11 +27,10 @@ void add_preprocess(CLI::App& app) {
         std::vector<float> all;
         std::vector<std::string> files;
         const std::size_t skipped =
-            each_batch(list, s->images, how, device, 64,
-                       [&](const std::vector<float>& pixels, const std::vector<std::size_t>& which) {
-                           all.insert(all.end(), pixels.begin(), pixels.end());
-                           for (const std::size_t i : which) files.push_back(list.files[i].string());
-                       });
+            each_batch(list, s->images, how, device, 64, [&](const psae::picture_batch& pictures) {
+                all.insert(all.end(), pictures.pixels.begin(), pictures.pixels.end());
+                for (const std::size_t i : pictures.indices) files.push_back(list.files[i].string());
+            });
         psae::npz_writer out(s->out);
         out.add("pixels", all.data(), {files.size(), 3, how.crop, how.crop});
         out.add("files", files);

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <optional>
 
 #include <unistd.h>
@@ -107,6 +108,15 @@ void image_options::add_to(CLI::App& app, bool model_required) {
     app.add_option("--alpha", alpha, "transparency: blended over white, or dropped")
         ->check(CLI::IsMember({"white", "drop"}));
     app.add_flag("--strict", strict, "stop at the first unreadable picture");
+    app.add_option("--preprocess-on", preprocess_on,
+                   "where decoded pictures are resized and cropped, to the same numbers: cpu or cuda, the tower's GPU")
+        ->check([](const std::string& where) -> std::string {
+            if (where != "cpu" && where != "cuda") return "expected cpu or cuda, found " + where;
+            if (where == "cuda" && chosen_gpu() < 0)  // --device has been seen
+                throw psae::error("pictures are preprocessed where the tower runs, or on the CPU",
+                                  "--preprocess-on cuda", "the tower runs on the CPU", "--device cuda chooses a GPU");
+            return "";
+        });
     layer_option_ = app.add_option("--layer", layer,
                                    "index into hidden_states, negative from the end; where an SAE is given, its own "
                                    "layer unless this says otherwise");
@@ -239,26 +249,38 @@ psae::image_list list_images(const image_options& options) {
 
 psae::picture_reader read_pictures(psae::image_list list, const image_options& options,
                                    const psae::preprocessing& how) {
-    return psae::picture_reader(std::move(list), how, options.alpha_mode(), [strict = options.strict](const auto& e) {
+    const auto report = [strict = options.strict](const psae::error& e) {
         if (strict) throw e;
         report_line(std::string("patchsae: skipped: ") + e.what());
-    });
+    };
+    return psae::picture_reader(
+        std::move(list), how, options.alpha_mode(), report,
+        options.preprocess_on == "cuda" ? psae::preprocessed_by::tower : psae::preprocessed_by::reader);
+}
+
+std::size_t count_unreadable(const psae::picture_reader& pictures, const image_options& options) {
+    if (pictures.unreadable() == pictures.size() && !options.none_allowed)
+        throw psae::error("no picture could be read", pictures.list().files.front().string(),
+                          std::to_string(pictures.size()) + " were tried");
+    return pictures.unreadable();
 }
 
 std::size_t each_batch(const psae::image_list& list, const image_options& options, const psae::preprocessing& how,
                        const psae::cpu& device, std::size_t batch,
-                       const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f) {
+                       const std::function<void(const psae::picture_batch&)>& f) {
     auto pictures = read_pictures(list, options, how);
-    progress bar("pictures", list.files.size());
-    pictures.each_batch(device, batch, [&](const float* pixels, std::span<const std::size_t> which, std::size_t done) {
+    progress bar("pictures", pictures.size());
+    psae::picture_batch now;
+    std::vector<std::size_t> which;
+    for (std::size_t first = 0; first < pictures.size(); first += batch) {
         stop_if_interrupted();
-        if (!which.empty()) f({pixels, pixels + which.size() * pictures.pixels()}, {which.begin(), which.end()});
-        bar.show(done);
-    });
-    if (pictures.unreadable() == list.files.size() && !options.none_allowed)
-        throw psae::error("no picture could be read", list.files.front().string(),
-                          std::to_string(list.files.size()) + " were tried");
-    return pictures.unreadable();
+        which.resize(std::min(batch, pictures.size() - first));
+        std::iota(which.begin(), which.end(), first);
+        pictures.read(device, which, now);
+        f(now);
+        bar.show(first + which.size());
+    }
+    return count_unreadable(pictures, options);
 }
 
 std::filesystem::path find_data_file(const std::string& name) {

@@ -59,7 +59,7 @@ void add_precision(CLI::App& app, const std::string& names, std::string& precisi
 struct image_options {
     std::string model, adapter;
     std::vector<std::string> images;
-    std::string split, alpha = "white";
+    std::string split, alpha = "white", preprocess_on = "cpu";
     std::size_t limit = 0;
     bool strict = false;
     bool none_allowed = false;  // no option: that none of the pictures can be read is no error
@@ -180,11 +180,15 @@ psae::image_list list_images(const image_options& options);
 // Reads the pictures; unreadable ones are reported on stderr (strict: are errors).
 psae::picture_reader read_pictures(psae::image_list list, const image_options& options, const psae::preprocessing& how);
 
-// Pictures in order, decoded and preprocessed in batches; unreadable ones are counted and left out.
-// f(pixels of `count` pictures [count, 3, S, S], their indices in the list). Returns the number left out.
+// The number of pictures that could not be read, after all were asked for. psae::error if none could be, unless the
+// options allow that.
+std::size_t count_unreadable(const psae::picture_reader& pictures, const image_options& options);
+
+// Pictures in order, decoded and preprocessed on the CPU, `batch` at a time; unreadable ones are left out. Returns their
+// number.
 std::size_t each_batch(const psae::image_list& list, const image_options& options, const psae::preprocessing& how,
                        const psae::cpu& device, std::size_t batch,
-                       const std::function<void(const std::vector<float>&, const std::vector<std::size_t>&)>& f);
+                       const std::function<void(const psae::picture_batch&)>& f);
 
 // Refuses an SAE whose d_in is not the model's width.
 void require_fit(const psae::sae_description& sae, const std::string& sae_path, std::size_t width,

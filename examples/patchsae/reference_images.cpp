@@ -63,21 +63,25 @@ std::vector<std::vector<psae::reference_image>> reference_images(const image_opt
         psae::arena<> scratch;
         each_image_tokens(
             list, these, device,
-            [&](const psae::vision_tower& tower, std::span<const float> tokens, const std::vector<std::size_t>& which) {
+            [&](const psae::vision_tower& tower, std::span<const float> tokens, std::span<const std::size_t> which) {
                 require_fit(sae, "the SAE", tower.width(), options.model);
                 const auto how = psae::read_preprocessing(options.model, tower.image_size());
                 scratch.reset();
-                const auto z = encode_rows(device, scratch, sae, tokens.data(), which.size() * tower.image_tokens());
-                for (std::size_t i = 0; i < which.size(); ++i) {
-                    const std::string file = list.files[which[i]].string();
-                    const auto picture = psae::read_image(file, these.alpha_mode());
-                    set_picture(file, psae::cut_out(picture, psae::seen_by_model(picture.width, picture.height, how)));
-                    for (const want& w : wanted.at(file)) {
-                        auto& r = found[w.latent][w.place];
-                        r.map = psae::patch_map(z, i * tower.image_tokens(), tower.grid(), chosen[w.latent]);
-                        r.rows = r.cols = tower.grid();
-                    }
-                }
+                const std::size_t T = tower.image_tokens();
+                encode_in_batches(
+                    device, scratch, sae, tokens.data(), which.size() * T, T, [&](std::size_t row, const auto& z) {
+                        for (std::size_t i = 0; i < z.tokens / T; ++i) {
+                            const std::string file = list.files[which[row / T + i]].string();
+                            const auto picture = psae::read_image(file, these.alpha_mode());
+                            set_picture(
+                                file, psae::cut_out(picture, psae::seen_by_model(picture.width, picture.height, how)));
+                            for (const want& w : wanted.at(file)) {
+                                auto& r = found[w.latent][w.place];
+                                r.map = psae::patch_map(z, i * T, tower.grid(), chosen[w.latent]);
+                                r.rows = r.cols = tower.grid();
+                            }
+                        }
+                    });
             });
     }
     missing = 0;

@@ -378,9 +378,11 @@ void run(state& s) {
     psae::report page;
     page.title =
         directory.filename().empty() ? directory.parent_path().filename().string() : directory.filename().string();
-    page.subtitle = fmt::format("Sparse autoencoder ({}{}), {} latents of width {}", sae.architecture,
-                                sae.k > 0 ? fmt::format(", k {}", sae.k) : "", sae.d_sae, sae.d_in);
+    page.subtitle =
+        fmt::format("{} ({}{}), {} latents of width {}", sae.is_transcoder() ? "Transcoder" : "Sparse autoencoder",
+                    sae.architecture, sae.k > 0 ? fmt::format(", k {}", sae.k) : "", sae.d_sae, sae.d_in);
     if (!images.model.empty()) page.subtitle += fmt::format(", on hidden state {} of {}", images.layer, images.model);
+    if (const auto& target = sae.origin.target_layer) page.subtitle += fmt::format(", to hidden state {}", *target);
     add_training(s, page);
     auto chosen = s.chosen;
     add_classes_of(s, sae, page, chosen);

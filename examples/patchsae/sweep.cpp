@@ -15,10 +15,10 @@ namespace {
 // What all SAEs of a sweep have in common: the stream, and the command itself.
 bool is_shared(const std::string& option) {
     static const std::set<std::string> shared{
-        "model",  "images", "activations", "token-kind", "split", "limit",      "alpha",
-        "strict", "order",  "seed",        "threads",    "steps", "tokens",     "batch-tokens",
-        "device", "dtype",  "precision",   "json",       "out",   "eval-every", "checkpoint-every",
-        "resume"};
+        "model",      "adapter",          "images",        "activations", "token-kind", "split",   "limit",
+        "alpha",      "strict",           "preprocess-on", "order",       "seed",       "threads", "steps",
+        "tokens",     "batch-tokens",     "device",        "dtype",       "precision",  "json",    "out",
+        "eval-every", "checkpoint-every", "resume"};
     return shared.contains(option);
 }
 

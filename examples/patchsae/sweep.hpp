@@ -17,6 +17,7 @@ struct planned_run {
     CLI::App* command = nullptr;
     std::shared_ptr<train_options> options;
     std::size_t hidden_state = 0;  // the layer as an index from the start, where the tokens are of pictures
+    std::optional<std::size_t> target_state{};  // that of a transcoder's targets
 };
 
 // The SAEs of a sweep. The file holds an object or an array of objects; each stands for all combinations of the values

@@ -77,22 +77,34 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
     std::vector<std::vector<float>> held_out, drawn(layers);
     for (std::size_t place = 0; place < layers; ++place) held_out.push_back(of_layer(rows.held_out, place));
     rows.held_out = {};
+    const auto place_of = [&](std::size_t layer) {
+        return static_cast<std::size_t>(std::find(rows.layers.begin(), rows.layers.end(), layer) - rows.layers.begin());
+    };
+    // What is of a run, of parts by layer.
+    const auto of_run = [&](const planned_run& p, const std::vector<std::vector<float>>& parts) {
+        return psae::training_rows(parts[place_of(p.hidden_state)],
+                                   parts[place_of(p.target_state.value_or(p.hidden_state))]);
+    };
     // Rows drawn at random, as soon as somebody wants some.
-    const auto sample = [&](std::size_t place) -> std::span<const float> {
-        if (drawn[place].empty()) {
+    const auto sample = [&](const planned_run& p) {
+        if (drawn.front().empty()) {
             const std::vector<float> all = rows.source.sample(4096);
-            for (std::size_t p = 0; p < layers; ++p) drawn[p] = of_layer(all, p);
+            for (std::size_t place = 0; place < layers; ++place) drawn[place] = of_layer(all, place);
         }
-        return drawn[place];
+        return of_run(p, drawn);
     };
 
     std::vector<run_tokens> tokens;
-    std::vector<std::size_t> places;
     for (planned_run& p : planned) {
-        const auto place = std::find(rows.layers.begin(), rows.layers.end(), p.hidden_state) - rows.layers.begin();
-        places.push_back(static_cast<std::size_t>(place));
+        const std::size_t place = place_of(p.hidden_state);
+        std::optional<std::size_t> target_column;
+        std::string fingerprint = rows.fingerprints[place];
+        if (p.target_state) {
+            target_column = place_of(*p.target_state) * d;
+            fingerprint += fmt::format(", target layer {}", *p.target_state);
+        }
         tokens.push_back(
-            {d, rows.source.rows(), places.back() * d, rows.fingerprints[places.back()], held_out[places.back()]});
+            {d, rows.source.rows(), place * d, target_column, std::move(fingerprint), of_run(p, held_out)});
         p.options->resolve_sizes(*p.command, tokens.back());
     }
     require_memory(planned, columns, tokens.front());
@@ -107,10 +119,10 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
         std::none_of(runs.begin(), runs.end(), [](const auto* run) { return run->has_checkpoint(); });
     for (std::size_t i = 0; i < runs.size(); ++i) {
         const train_options& own = *planned[i].options;
-        const auto of_its_layer = [&, i] { return sample(places[i]); };
+        const auto its_sample = [&, i] { return sample(planned[i]); };
         if (s.resume && (none_has_checkpoint || runs[i]->has_checkpoint())) runs[i]->resume();
-        else if (!own.init.empty()) runs[i]->start_from(load_sae(own.init), own.init, of_its_layer);
-        else runs[i]->initialise(of_its_layer);
+        else if (!own.init.empty()) runs[i]->start_from(load_sae(own.init), own.init, its_sample);
+        else runs[i]->initialise(its_sample);
     }
     std::filesystem::create_directories(s.out);  // now: one that cannot be made is known before the work
     for (const planned_run& p : planned) std::filesystem::create_directories(p.options->out);
@@ -150,10 +162,9 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
     std::size_t failed = 0;
     for (std::size_t i = 0; i < runs.size(); ++i) {
         sweep_result& r = results.emplace_back(sweep_result{&planned[i], runs[i]->steps_done(), std::nullopt, ""});
-        const auto evaluated = tokens[i].held_out.empty() ? sample(places[i]) : tokens[i].held_out;
         try {
             if (failures[i]) throw *failures[i];
-            r.summary = runs[i]->summarise(evaluated);
+            r.summary = runs[i]->summarise(tokens[i].held_out.tokens.empty() ? sample(planned[i]) : tokens[i].held_out);
         } catch (const psae::error& e) {
             r.failure = e.what();
             ++failed;
@@ -209,6 +220,13 @@ void train_on_pictures(const train_options& s, const CLI::App& command, std::vec
     for (planned_run& p : planned) {
         p.hidden_state = tower->hidden_index(p.options->images.layer);
         layers.push_back(p.hidden_state);
+        if (!p.options->target_layer) continue;
+        p.target_state = tower->hidden_index(*p.options->target_layer);
+        if (*p.target_state <= p.hidden_state)
+            throw psae::error(
+                "target layer is not behind the layer", "--target-layer",
+                fmt::format("expected hidden state {} or behind it, found {}", p.hidden_state + 1, *p.target_state));
+        layers.push_back(*p.target_state);
     }
     std::sort(layers.begin(), layers.end());
     layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
@@ -241,8 +259,9 @@ void train_on_pictures(const train_options& s, const CLI::App& command, std::vec
 }  // namespace
 
 void add_train(CLI::App& app) {
-    auto* sub = add_command(app, "train", "trains an SAE on the tokens of pictures or on stored activations",
-                            "--model data/tiny-clip --images photos --expansion 16 --steps 500 --out run");
+    auto* sub =
+        add_command(app, "train", "trains an SAE or a transcoder on the tokens of pictures or on stored activations",
+                    "--model data/tiny-clip --images photos --expansion 16 --steps 500 --out run");
     auto s = std::make_shared<train_options>();
     s->add_to(*sub);
     sub->callback([s, sub] {

@@ -43,6 +43,7 @@ psae::run_identity identity_of(const train_options& s, const CLI::App& sub, cons
                              "dtype",
                              "seed"})
         identity[name] = effective_value(sub, name);
+    if (s.variant == "transcoder") identity["skip-connection"] = s.skip_connection ? "true" : "false";
     if (s.activations.empty()) identity["alpha"] = s.images.alpha;
     if (chosen_gpu() >= 0) identity["device"] = "cuda";  // its sums have another order
     // BatchTopK's threshold follows the last tenth of the run.
@@ -73,13 +74,15 @@ bool has_option(const std::string& variant, const std::string& option) {
         {"k", {"topk", "batch_topk", "matryoshka"}},
         {"prefixes", {"matryoshka"}},
         {"random-prefixes", {"matryoshka"}},
-        {"l1", {"relu", "gated"}},
+        {"l1", {"relu", "gated", "transcoder"}},
         {"loss", {"relu"}},
         {"target-l0", {"jump_relu"}},
         {"l0-coefficient", {"jump_relu"}},
         {"bandwidth", {"jump_relu"}},
         {"threshold-init", {"jump_relu"}},
-        {"sparsity-warmup-steps", {"relu", "gated", "jump_relu"}}};
+        {"target-layer", {"transcoder"}},
+        {"skip-connection", {"transcoder"}},
+        {"sparsity-warmup-steps", {"relu", "gated", "jump_relu", "transcoder"}}};
     const auto found = owners.find(option);
     return found == owners.end() ||
            std::find(found->second.begin(), found->second.end(), variant) != found->second.end();
@@ -98,8 +101,12 @@ void train_options::add_to(CLI::App& sub) {
         "--sweep", sweep,
         "JSON file of several SAEs to train on one stream of activations; options given here are theirs too");
     sub.add_option("--variant", variant,
-                   "relu (PatchSAE), topk, batch_topk, matryoshka (over batch_topk), jump_relu or gated")
-        ->check(CLI::IsMember({"relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka"}));
+                   "relu (PatchSAE), topk, batch_topk, matryoshka (over batch_topk), jump_relu, gated or transcoder")
+        ->check(CLI::IsMember({"relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka", "transcoder"}));
+    sub.add_option("--target-layer", target_layer,
+                   "hidden state behind that of --layer, which is explained by its tokens (transcoder)")
+        ->default_str("");
+    sub.add_flag("--skip-connection", skip_connection, "a linear map of the tokens beside the latents (transcoder)");
     sub.add_option("--expansion", expansion, "latents per input dimension")->check(positive());
     sub.add_option("--d-sae", d_sae, "number of latents, in place of --expansion");
     sub.add_option("--k", k, "active latents per token (topk), or on average over a batch (batch_topk, matryoshka)")
@@ -108,7 +115,7 @@ void train_options::add_to(CLI::App& sub) {
                    "numbers of latents that have to reconstruct alone (matryoshka; default: a 32nd, 16th, .. half)");
     sub.add_option("--random-prefixes", random_prefixes,
                    "so many prefixes drawn anew for each step, in place of --prefixes (matryoshka)");
-    sub.add_option("--l1", l1, "weight of the L1 term (relu: 8e-5, gated: 3)")->check(not_negative());
+    sub.add_option("--l1", l1, "weight of the L1 term (relu: 8e-5, gated: 3, transcoder: 1)")->check(not_negative());
     sub.add_option("--target-l0", target_l0, "active latents per token that the penalty steers to (jump_relu)")
         ->check(positive());
     sub.add_option("--l0-coefficient", l0_coefficient,
@@ -119,9 +126,9 @@ void train_options::add_to(CLI::App& sub) {
     sub.add_option("--threshold-init", threshold_init,
                    "start of the thresholds (jump_relu; 0: such that L0 starts at its target)")
         ->check(not_negative());
-    sub.add_option(
-        "--sparsity-warmup-steps", sparsity_warmup_steps,
-        "steps over which the sparsity term grows to its weight (relu: 0; jump_relu, gated: as --warmup-steps)");
+    sub.add_option("--sparsity-warmup-steps", sparsity_warmup_steps,
+                   "steps over which the sparsity term grows to its weight (relu: 0; jump_relu, gated, transcoder: as "
+                   "--warmup-steps)");
     sub.add_option("--loss", loss,
                    "patchsae (squared error over the token's norm; relu's default) or mse (plain; of the others)")
         ->check(CLI::IsMember({"patchsae", "mse"}));
@@ -134,18 +141,20 @@ void train_options::add_to(CLI::App& sub) {
     sub.add_option("--dead-after", dead_after, "steps without firing after which a latent is dead");
     sub.add_option(
            "--dead-latents", dead_latents,
-           "none (default of jump_relu and gated), ghost (of relu), aux_k (of topk, batch_topk and matryoshka), "
-           "or resample: every dead-after + 1 steps they take the directions of badly explained tokens")
+           "none (default of jump_relu and gated, transcoders have no other), ghost (of relu), aux_k (of topk, "
+           "batch_topk and matryoshka), or resample: every dead-after + 1 steps they take the directions of badly "
+           "explained tokens")
         ->check(CLI::IsMember({"none", "ghost", "aux_k", "resample"}));
     sub.add_option(
            "--normalise-activations", normalise_activations,
            "none, or expected_average_only_in: tokens are scaled to a mean norm of sqrt(d_in), and the scale is "
-           "folded into the SAE that is written (default of jump_relu and gated)")
+           "folded into the SAE that is written (default of jump_relu, gated and transcoder, whose targets have a "
+           "scale of their own)")
         ->check(CLI::IsMember({"none", "expected_average_only_in"}));
     sub.add_option("--b-dec-init", b_dec_init, "start of the decoder bias, from tokens of up to 128 pictures")
         ->check(CLI::IsMember({"geometric_median", "mean", "zero"}));
     sub.add_flag("--normalise-decoder,!--no-normalise-decoder", normalise_decoder,
-                 "unit-norm decoder rows (default of all but gated)")
+                 "unit-norm decoder rows (default of all but gated and transcoder)")
         ->default_str("true");
     sub.add_option("--clip-grad-norm", clip_grad_norm, "largest norm of the whole gradient (0: any)")
         ->check(not_negative());
@@ -173,7 +182,14 @@ void train_options::complete(CLI::App& sub) {
         throw CLI::ValidationError("--random-prefixes", "goes with --variant matryoshka");
     if (random_prefixes > 0 && !prefixes.empty())
         throw CLI::ValidationError("--random-prefixes", "expected either this or --prefixes");
-    const bool relu = variant == "relu", scaled = variant == "jump_relu" || variant == "gated";
+    const bool relu = variant == "relu", transcoder = variant == "transcoder",
+               scaled = variant == "jump_relu" || variant == "gated" || transcoder;
+    if (transcoder && !activations.empty())
+        throw CLI::ValidationError("--variant", "transcoder goes with pictures: stored activations are of one layer");
+    if (transcoder && !target_layer) throw CLI::RequiredError("--target-layer");
+    if (!transcoder && target_layer) throw CLI::ValidationError("--target-layer", "goes with --variant transcoder");
+    if (!transcoder && skip_connection)
+        throw CLI::ValidationError("--skip-connection", "goes with --variant transcoder");
     const auto otherwise = [&](const char* name, auto& value, const auto& variants_own, const std::string& text) {
         if (sub.count(name) > 0) return;
         value = variants_own;
@@ -186,9 +202,13 @@ void train_options::complete(CLI::App& sub) {
     otherwise("--dead-latents", dead_latents, revival, revival);
     otherwise("--loss", loss, error, error);
     otherwise("--normalise-activations", normalise_activations, scale, scale);
-    otherwise("--normalise-decoder", normalise_decoder, variant != "gated", variant != "gated" ? "true" : "false");
+    const bool unit_norm = variant != "gated" && !transcoder;
+    otherwise("--normalise-decoder", normalise_decoder, unit_norm, unit_norm ? "true" : "false");
     if (scaled) otherwise("--sparsity-warmup-steps", sparsity_warmup_steps, warmup_steps, std::to_string(warmup_steps));
     if (variant == "gated") otherwise("--l1", l1, 3.0, "3");
+    if (transcoder) otherwise("--l1", l1, 1.0, "1");
+    if (transcoder && dead_latents == "resample")
+        throw CLI::ValidationError("--dead-latents", "resample does not go with transcoder");
     if (dead_latents != "none" && dead_latents != "resample" && dead_latents != revival)
         throw CLI::ValidationError("--dead-latents",
                                    "ghost goes with relu, aux_k with topk, batch_topk and matryoshka");
@@ -238,6 +258,7 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
     psae::training_run_options run{
         .directory = out,
         .first_column = tokens.first_column,
+        .target_column = tokens.target_column,
         .seed = common.seed,
         .b_dec_start = b_dec_init == "zero"   ? psae::decoder_bias_start::zero
                        : b_dec_init == "mean" ? psae::decoder_bias_start::mean
@@ -249,6 +270,7 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
         .identity = identity_of(*this, sub, tokens.fingerprint),
         .model = images.model,
         .layer = images.layer,
+        .target_layer = target_layer,
     };
     psae::cpu device(common.threads);
     device.products = chosen_precision();
@@ -292,6 +314,12 @@ std::unique_ptr<psae::any_training_run> train_options::make_run(const CLI::App& 
         sae.lambda = static_cast<float>(l1);
         return of(std::move(sae));
     }
+    const auto transcode = [&](auto sae) {
+        sae.lambda = static_cast<float>(l1);
+        return of(std::move(sae));
+    };
+    if (variant == "transcoder" && skip_connection) return transcode(skip_transcoder(tokens.d_in, d_sae, tokens.d_in));
+    if (variant == "transcoder") return transcode(psae::transcoder<>(tokens.d_in, d_sae, tokens.d_in));
     psae::patchsae<> sae(tokens.d_in, d_sae);
     sae.lambda = static_cast<float>(l1);
     sae.dead_latents.enabled = dead_latents == "ghost";

@@ -2,7 +2,7 @@
 // The options of train, and the run of one SAE that they describe.
 
 #include <memory>
-#include <span>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,11 +12,12 @@
 
 namespace patchsae {
 
-// The tokens of a run, as far as its options do not say it.
+// The tokens of a run, and a transcoder's targets, as far as its options do not say it.
 struct run_tokens {
     std::size_t d_in = 0, rows = 0, first_column = 0;
-    std::string fingerprint;          // of the data, for the identity of a run
-    std::span<const float> held_out;  // [n, d_in]
+    std::optional<std::size_t> target_column;
+    std::string fingerprint;  // of the data, for the identity of a run
+    psae::training_rows held_out;
 };
 
 struct train_options {
@@ -29,7 +30,8 @@ struct train_options {
                 warmup_steps = 500, sparsity_warmup_steps = 0, dead_after = 64, checkpoint_every = 1000, eval_every = 0;
     double l1 = 8e-5, target_l0 = 32, l0_coefficient = 0, bandwidth = 0.05, threshold_init = 0, lr = 4e-4,
            clip_grad_norm = 0;
-    bool normalise_decoder = true, resume = false;
+    std::optional<long> target_layer;
+    bool skip_connection = false, normalise_decoder = true, resume = false;
 
     void add_to(CLI::App& sub);
     // Checks choices that depend on one another, and fills in what the variant decides where it was not given.

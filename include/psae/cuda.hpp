@@ -5,6 +5,7 @@
 #include <psae/cuda/backend.hpp>
 #include <psae/cuda/bf16_attention.hpp>
 #include <psae/cuda/codes.hpp>
+#include <psae/cuda/edit_codes.hpp>
 #include <psae/cuda/encode.hpp>
 #include <psae/cuda/gemm.hpp>
 #include <psae/cuda/graph.hpp>
@@ -12,5 +13,6 @@
 #include <psae/cuda/matmul.hpp>
 #include <psae/cuda/patch_embedding.hpp>
 #include <psae/cuda/pointwise.hpp>
+#include <psae/cuda/preprocess.hpp>
 #include <psae/cuda/staging.hpp>
 #include <psae/cuda/training.hpp>

@@ -1,4 +1,4 @@
-// Codes that are filtered and set, against dense loops; intervals of accuracies against published numbers.
+// Edited codes against dense loops; intervals of accuracies against published numbers.
 #include <catch2/catch.hpp>
 
 #include <cmath>
@@ -24,7 +24,7 @@ std::vector<float> dense_of(const psae::codes_view<float>& z) {
 
 }  // namespace
 
-TEST_CASE("filtered and set codes equal a dense loop") {
+TEST_CASE("codes with latents kept, removed and set equal a dense loop") {
     constexpr std::size_t T = 9, F = 13;
     psae::random_stream random(11);
     std::vector<float> dense(T * F);
@@ -33,24 +33,29 @@ TEST_CASE("filtered and set codes equal a dense loop") {
     const owned_codes z(dense, T, F);
     psae::codes_view<float> part = z.view;  // the tokens from the third on, as one picture of a batch
     part.tokens -= 2, part.offsets += 2;
+    using action = psae::codes_edit::action;
     const psae::latent_value values[] = {{0, 2.5f}, {4, -1.0f}, {5, 0.0f}, {12, 7.0f}};
+    const psae::cpu device;
     psae::arena<> scratch;
-    const auto filtered = dense_of(psae::filter_codes(scratch, part, [](std::uint32_t f) { return f % 3 == 1; }));
-    const auto set = dense_of(psae::set_codes(scratch, part, values));
+    const auto edited = [&](action what) { return dense_of(psae::edit_codes(device, scratch, part, {what, values})); };
+    const auto kept = edited(action::keep), rest = edited(action::remove), set = edited(action::set);
     for (std::size_t t = 0; t < T - 2; ++t)
         for (std::size_t f = 0; f < F; ++f) {
             INFO("token " << t << ", latent " << f);
             const float before = dense[(t + 2) * F + f];
-            CHECK(filtered[t * F + f] == (f % 3 == 1 ? before : 0.0f));
             const auto found =
                 std::find_if(std::begin(values), std::end(values), [&](auto v) { return v.latent == f; });
-            CHECK(set[t * F + f] == (found == std::end(values) ? before : found->value));
+            const bool listed = found != std::end(values);
+            CHECK(kept[t * F + f] == (listed ? before : 0.0f));
+            CHECK(rest[t * F + f] == (listed ? 0.0f : before));
+            CHECK(set[t * F + f] == (listed ? found->value : before));
         }
-    CHECK(dense_of(psae::set_codes(scratch, z.view, {})) == dense);
-    CHECK(psae::filter_codes(scratch, z.view, [](std::uint32_t) { return false; }).entries() == 0);
+    CHECK(dense_of(psae::edit_codes(device, scratch, z.view, {})) == dense);
+    CHECK(dense_of(psae::edit_codes(device, scratch, z.view, {action::set, {}})) == dense);
+    CHECK(psae::edit_codes(device, scratch, z.view, {action::keep, {}}).entries() == 0);
 
     const auto refused = [&](std::vector<psae::latent_value> wrong, const char* text) {
-        CHECK_THROWS_WITH(psae::set_codes(scratch, z.view, wrong), Catch::Contains(text));
+        CHECK_THROWS_WITH(psae::require_settable(wrong, F), Catch::Contains(text));
     };
     refused({{13, 1}}, "0 to 12");
     refused({{3, std::numeric_limits<float>::quiet_NaN()}}, "not finite");

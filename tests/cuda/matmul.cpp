@@ -100,6 +100,21 @@ TEST_CASE("matmul on the GPU in bf16, of floats and of bf16") {
         check_rounded(bias(b) >> quick_gelu{}, bias(there_b) >> quick_gelu{});
         check_rounded(bias(b) >> gelu{}, bias(there_b) >> gelu{});
 
+        device_row<float, row> frozen(row{out});
+        upload(device, frozen.data(), b.data(), out);
+        check(bias(b), bias(frozen));
+        const auto result_with = [&](const auto& bias_there) {
+            auto found = spoilt_tensor<bf16>(device, matrix{n, out});
+            matmul(device, scratch, found.view(), short_x.data(), packed, bias(bias_there));
+            return widened(on_host(device, found));
+        };
+        const auto with_bias = result_with(there_b);
+        CHECK(result_with(frozen) == with_bias);
+        if (out > 1 && in > 1) {  // it was rounded then, and is not again
+            upload(device, frozen.data(), r.data(), out);
+            CHECK(result_with(frozen) == with_bias);
+        }
+
         tensor<float, matrix> dx(matrix{n, in});
         auto there_dx = spoilt_tensor<float>(device, matrix{n, in});
         for (const psae::write how : {psae::write::overwrite, psae::write::add}) {

@@ -92,3 +92,28 @@ TEMPLATE_TEST_CASE("positions, sums over images and class tokens on the GPU", ""
         }
     }
 }
+
+TEMPLATE_TEST_CASE("rows put among the tokens of images on the GPU", "", float, double) {
+    using T = TestType;
+    cpu host(1);
+    psae::cuda device;
+    struct sizes {
+        std::size_t images, tokens, at, stride, count, d;
+    };
+    for (const auto& [images, tokens, at, stride, count, d] :
+         {sizes{1, 1, 0, 0, 1, 1}, {3, 7, 5, 0, 2, 7}, {3, 7, 0, 5, 5, 768}, {2, 9, 4, 6, 3, 12}, {0, 5, 1, 0, 2, 8}}) {
+        INFO(images << " images, " << count << " rows at " << at << " of " << tokens << ", " << d << " wide");
+        const auto rows = random_tensor<T>(matrix{(images + 1) * stride + count, d}, 1);
+        auto expected = random_tensor<T>(matrix{images * tokens, d}, 2);
+        auto out = on_device(device, expected);
+        put_rows(device, out.data(), images, tokens, at, on_device(device, rows).data(), stride, count, d);
+        for (std::size_t i = 0; i < images; ++i)
+            for (std::size_t j = 0; j < count * d; ++j)
+                expected.data()[(i * tokens + at) * d + j] = rows.data()[i * stride * d + j];
+        CHECK(largest_difference(on_host(device, out), expected) == 0);
+        auto here = expected.clone();
+        for (std::size_t i = 0; i < images; ++i) std::fill_n(here.data() + (i * tokens + at) * d, count * d, T(-1));
+        put_rows(host, here.data(), images, tokens, at, rows.data(), stride, count, d);
+        CHECK(largest_difference(on_host(device, out), here) == 0);
+    }
+}

@@ -12,11 +12,11 @@ using namespace psae;
 namespace {
 
 void check_same(const cuda& device, staged_upload<std::uint8_t, cuda>& upload, const std::vector<image>& pictures,
-                const preprocessing& p) {
+                const preprocessing& p, std::size_t most_bytes = std::size_t{64} << 20) {
     const std::size_t each = 3 * p.crop * p.crop;
     spoilt_arena scratch(device);
     auto pixels = spoilt_tensor<float>(device, row{pictures.size() * each});
-    preprocess(device, scratch, upload, pictures, p, pixels.data());
+    preprocess(device, scratch, upload, pictures, p, pixels.data(), most_bytes);
     const auto found = on_host(device, pixels);
     std::vector<float> wanted(each);
     for (std::size_t i = 0; i < pictures.size(); ++i) {
@@ -66,5 +66,7 @@ TEST_CASE("awkward sizes, crops wider and narrower than the picture, and oversho
             p.crop = crop;
             check_same(device, upload, pictures, p);
             check_same(device, upload, {}, p);
+            for (const std::size_t most_bytes : {1, 2000, 6000})  // in parts; some pictures are larger than a part
+                check_same(device, upload, pictures, p, most_bytes);
         }
 }

@@ -76,7 +76,7 @@ private:
     }
 };
 
-// A gradient of all kinds of parts.
+// A gradient of all kinds of parts; and, as prefixes of latents have, a product for each of as many `bands` of rows.
 template <class T>
 struct twin_gradient {
     twin_codes codes;
@@ -87,7 +87,8 @@ struct twin_gradient {
     std::deque<outer_product<T>> products;
     std::deque<row_multiples<T>> multiples;
 
-    twin_gradient(const psae::cuda& device, std::size_t rows, std::size_t cols, bool dense, random_stream& random)
+    twin_gradient(const psae::cuda& device, std::size_t rows, std::size_t cols, bool dense, random_stream& random,
+                  std::size_t bands = 0)
         : codes(device, 50, rows, random) {
         const auto array = [&](std::size_t count, auto value) -> twin<T>& {
             return arrays.emplace_back(device, count, [&](std::size_t i) { return static_cast<T>(value(i)); });
@@ -100,7 +101,9 @@ struct twin_gradient {
             latent_range range;
         };
         std::vector<share> shares;
-        for (const latent_range range : {latent_range{}, latent_range{2, rows / 2}, latent_range{1}}) {
+        std::vector<latent_range> ranges{{}, {2, rows / 2}, {1}};
+        for (std::size_t b = 0; b < bands; ++b) ranges.push_back({rows * b / bands, rows * (b + 1) / bands});
+        for (const latent_range range : ranges) {
             twin<T>& weights = array(codes.entries(), [&](std::size_t i) { return i % 5 == 2 ? 0 : random.normal(); });
             const bool bias = cols == 1 && range.first == 1;
             shares.push_back({&weights, bias ? nullptr : &array(codes.tokens * cols, normal), range});
@@ -171,14 +174,16 @@ TEMPLATE_TEST_CASE("update_rows and add_gradient_squares on the GPU", "", float,
     arena<> scratch;
     spoilt_arena scratch_there(device);
     struct sizes {
-        std::size_t rows, cols;
+        std::size_t rows, cols, bands = 0;
     };
-    for (const auto& [rows, cols] : {sizes{37, 1}, {37, 5}, {21, 64}, {9, 384}, {5, 1283}, {5, 2560}, {6, 1}})
+    for (const auto& [rows, cols, bands] :
+         {sizes{37, 1}, {37, 5}, {21, 64}, {9, 384}, {5, 1283}, {5, 2560}, {6, 1}, {90, 1, 40}, {90, 12, 40}})
         for (const bool dense : {false, true})
             for (const bool projected : {false, true}) {
-                INFO(rows << " rows of " << cols << (dense ? ", dense part" : "") << (projected ? ", projected" : ""));
+                INFO(rows << " rows of " << cols << ", " << bands << " bands" << (dense ? ", dense part" : "")
+                          << (projected ? ", projected" : ""));
                 random_stream random(rows * cols);
-                const twin_gradient<T> g(device, rows, cols, dense, random);
+                const twin_gradient<T> g(device, rows, cols, dense, random, bands);
                 twin<double> squares(device, 1, [](std::size_t) { return 3.5; });
                 for (const double clip : {0.0, 1e-3, 1e6}) {
                     twin_parameter<T> p(device, rows, cols, random);
@@ -272,25 +277,36 @@ TEST_CASE("update_rows on the GPU changes nothing where it is not to go") {
         }
 }
 
-TEST_CASE("a gradient on the GPU has a bounded number of parts") {
+TEST_CASE("a row of a gradient on the GPU has a bounded number of parts") {
     codes_view<float> z;
-    constexpr std::size_t most = detail::gradient_parts<float>::most_products;
+    constexpr std::size_t most = detail::gradient_parts<float>::most_products, rows = 10;
     std::vector<outer_product<float>> products(most + 1, outer_product<float>{&z, nullptr, nullptr, 1, {}, nullptr});
     for (std::size_t i = 0; i + 1 < products.size(); ++i) products[i].next = &products[i + 1];
     parameter_gradient<float> g;
+    const auto count_parts = [&] {
+        std::vector<std::size_t> counts;
+        detail::each_piece(g, 0, rows, [&](std::size_t first, std::size_t end, const auto& parts) {
+            counts.insert(counts.end(), end - first, parts.product_count);
+        });
+        return counts;
+    };
     g.products = &products[1];
-    CHECK(detail::flatten(g).product_count == most);
+    CHECK(count_parts() == std::vector<std::size_t>(rows, most));
     g.products = &products[0];
-    CHECK_THROWS_AS(detail::flatten(g), error);
+    CHECK_THROWS_AS(count_parts(), error);
+    products[0].range = {4};  // two pieces, of which the second has too many
+    CHECK_THROWS_AS(count_parts(), error);
+    products[1].range = {0, 4};
+    CHECK(count_parts() == std::vector<std::size_t>(rows, most));
     gradient<float> slope;
     slope.written = true;
     std::vector<row_multiples<float>> multiples(5, row_multiples<float>{&slope, nullptr, nullptr, nullptr});
     for (std::size_t i = 0; i + 1 < multiples.size(); ++i) multiples[i].next = &multiples[i + 1];
     g.products = nullptr;
     g.multiples = &multiples[1];
-    CHECK(detail::flatten(g).multiple_count == 4);
+    CHECK(detail::flatten(g, 0, rows).multiple_count == 4);
     g.multiples = &multiples[0];
-    CHECK_THROWS_AS(detail::flatten(g), error);
+    CHECK_THROWS_AS(detail::flatten(g, 0, rows), error);
 }
 
 TEMPLATE_TEST_CASE("normalise_rows on the GPU", "", float, double) {

@@ -10,6 +10,7 @@
 #include <psae/sae/matryoshka.hpp>
 #include <psae/sae/patchsae.hpp>
 #include <psae/sae/topk.hpp>
+#include <psae/sae/transcoder.hpp>
 
 #include "../backend.hpp"
 #include "../difference.hpp"
@@ -29,16 +30,44 @@ std::vector<float> rows_of_step(std::size_t step) {
 }
 any_training_run::rows as_rows(const std::vector<float>& x) { return {x.data(), shape<dyn, dyn>{batch, d}}; }
 
-// With resampling, evaluation and checkpoints on the way.
+// Explains the first columns by the others.
+struct of_columns : transcoder<dyn, dyn, float, dyn, true> {
+    static constexpr std::size_t targets = 5;
+    of_columns(std::size_t columns, std::size_t latents) : transcoder(columns - targets, latents, targets) {
+        lambda = 0.02f;
+    }
+};
+template <class Variant>
+constexpr bool has_targets = std::is_same_v<Variant, of_columns>;
+
+// What a run has of rows.
+template <class Variant>
+struct parts {
+    explicit parts(const std::vector<float>& x) : tokens(x), targets(x) {
+        if (!has_targets<Variant>) return;
+        tokens = select_columns(x, d, of_columns::targets, d - of_columns::targets);
+        targets = select_columns(x, d, 0, of_columns::targets);
+    }
+    std::vector<float> tokens, targets;
+    training_rows rows() const { return {tokens, targets}; }
+};
+
+// With resampling where there is such, with scales where there are targets; evaluation and checkpoints on the way.
 template <class Variant, class Backend>
-std::unique_ptr<any_training_run> make_run(const std::filesystem::path& to, std::span<const float> held_out,
+std::unique_ptr<any_training_run> make_run(const std::filesystem::path& to, training_rows held_out,
                                            const training_options& training) {
     training_run_options options;
     options.directory = to;
     options.seed = 7;
     options.checkpoint_every = 5;
     options.eval_every = 3;
-    options.resample_every = 4;
+    if (has_targets<Variant>) {
+        options.first_column = of_columns::targets;
+        options.target_column = 0;
+        options.normalise_activations = true;
+    } else {
+        options.resample_every = 4;
+    }
     if constexpr (Backend::memory == space::host)
         return std::make_unique<training_run<Variant>>(Variant(d, latents), training, options, cpu(1), held_out);
     else
@@ -52,10 +81,10 @@ void compare_devices(training_options training) {
     training.warmup_steps = 2;
     training.dead_after = 2;
     const temporary_folder work;
-    const auto held_out = rows_of_step(1000), sample = rows_of_step(1001);
-    const auto give_sample = [&] { return std::span<const float>(sample); };
-    const auto host = make_run<Variant, cpu>(work / "host", held_out, training);
-    auto device = make_run<Variant, backend>(work / "device", held_out, training);
+    const parts<Variant> held_out(rows_of_step(1000)), sample(rows_of_step(1001));
+    const auto give_sample = [&] { return sample.rows(); };
+    const auto host = make_run<Variant, cpu>(work / "host", held_out.rows(), training);
+    auto device = make_run<Variant, backend>(work / "device", held_out.rows(), training);
     for (auto* run : {host.get(), device.get()}) {
         run->initialise(give_sample);
         run->begin();
@@ -64,7 +93,7 @@ void compare_devices(training_options training) {
         INFO("step " << step);
         const auto x = rows_of_step(step);
         if (step == 5) {  // goes on from the checkpoint
-            device = make_run<Variant, backend>(work / "device", held_out, training);
+            device = make_run<Variant, backend>(work / "device", held_out.rows(), training);
             REQUIRE(device->has_checkpoint());
             device->resume();
             device->begin();
@@ -85,7 +114,8 @@ void compare_devices(training_options training) {
             CHECK(b.terms[i].second == Approx(a.terms[i].second).epsilon(1e-4).margin(1e-7));
         }
     }
-    CHECK(device->summarise(held_out).quality.mse == Approx(host->summarise(held_out).quality.mse).epsilon(1e-4));
+    CHECK(device->summarise(held_out.rows()).quality.mse ==
+          Approx(host->summarise(held_out.rows()).quality.mse).epsilon(1e-4));
     host->finish();
     device->finish();
     const sae_weights a = read_sae(work / "host"), b = read_sae(work / "device");
@@ -94,6 +124,7 @@ void compare_devices(training_options training) {
     CHECK(relative_difference(b.W_dec, a.W_dec) < 1e-4);
     CHECK(relative_difference(b.b_dec, a.b_dec) < 1e-4);
     CHECK(relative_difference(b.threshold, a.threshold) < 1e-4);
+    CHECK(relative_difference(b.W_skip, a.W_skip) < 1e-4);
 }
 
 }  // namespace
@@ -114,7 +145,7 @@ TEST_CASE("a run of Matryoshka on the GPU is that of the CPU, with its gradients
     struct nested : matryoshka<batch_topk<>> {
         nested(std::size_t inputs, std::size_t latents) : matryoshka(inputs, latents) {
             k = 6;
-            prefixes = {3, 10, 25};
+            for (std::size_t end = 1; end < latents; ++end) prefixes.push_back(end);  // more than a kernel takes parts
         }
     };
     compare_devices<nested>({});
@@ -128,6 +159,10 @@ TEST_CASE("a run of JumpReLU on the GPU is that of the CPU, with thresholds that
     compare_devices<from_l0>({});
 }
 
+TEST_CASE("a run of a transcoder on the GPU is that of the CPU, with the scales of tokens and targets") {
+    compare_devices<of_columns>({.unit_norm_decoder = false});
+}
+
 TEST_CASE("a run on the GPU that was stopped and went on writes the bytes of one that was not") {
     training_options training;
     training.lr = 1e-2;
@@ -136,7 +171,7 @@ TEST_CASE("a run on the GPU that was stopped and went on writes the bytes of one
     const auto sample = rows_of_step(1001);
     for (const char* name : {"whole", "resumed"}) {
         auto run = make_run<patchsae<>, backend>(work / name, {}, training);
-        run->initialise([&] { return std::span<const float>(sample); });
+        run->initialise([&] { return training_rows(sample); });
         run->begin();
         for (std::size_t step = 0; step < steps; ++step) {
             if (step == 5 && name == std::string("resumed")) {

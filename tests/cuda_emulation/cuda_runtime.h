@@ -449,6 +449,11 @@ template <class T>
 T __ldg(const T* p) {
     return *p;
 }
+// A store that the caches treat as any other.
+template <class T>
+void __stwb(T* to, T value) {
+    *to = value;
+}
 // One operating-system thread runs everything, so these need not be atomic.
 inline unsigned atomicAdd(unsigned* p, unsigned x) { return std::exchange(*p, *p + x); }
 inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long x) { return std::exchange(*p, *p + x); }

@@ -1,4 +1,4 @@
-// Gradients of pointwise expressions and reductions against central differences in double.
+// Gradients of pointwise expressions and reductions against central differences in double, on both backends.
 #include "model.hpp"
 
 using namespace psae;
@@ -27,7 +27,7 @@ TEST_CASE("functors with parameters on both sides") {
     both(divides{});
     both(minimum{});
     const auto single = [](auto f) {
-        model m(12, true);
+        model<double> m(12, true);
         check_loss(m, [f](auto& m, auto x) { return mean(map(f, m.matrix * m.column) * x + map(f, m.row)); });
     };
     single(negate{});
@@ -39,7 +39,7 @@ TEST_CASE("functors with parameters on both sides") {
 }
 
 TEST_CASE("functions of functions, numbers on either side") {
-    model m(13, true);
+    model<double> m(13, true);
     check_loss(m, [](auto& m, auto x) {
         return mean(log(1 + exp(m.matrix * 2 - m.row)) / (3 - m.column / x)) - 0.5 * mean(-sqrt(abs(x) + m.scalar));
     });
@@ -69,7 +69,7 @@ TEST_CASE("an operand without tokens stands on their tape") {
 }
 
 TEST_CASE("what is stopped is a constant") {
-    model m, held;
+    model<double> m, held;
     const auto loss = [](auto& m, auto x) {
         auto y = evaluate(m.matrix * x);
         return mean(y * stop_gradient(square(y) + m.row)) + stop_gradient(mean(y)) * m.scalar +

@@ -31,7 +31,7 @@ std::vector<float> dense(const codes_view<float>& z) {
 // Codes [n, d_sae] and outputs [n, d_out] of rows x [n, d_in].
 struct use {
     std::vector<float> z, x_hat;
-    use(const sae_weights& sae, const std::vector<float>& x) {
+    use(const sae_view& sae, const std::vector<float>& x) {
         const cpu device;
         arena<> scratch;
         const std::size_t n = x.size() / sae.d_in;
@@ -352,8 +352,62 @@ TEST_CASE("a transcoder in training is written and does what its loss does") {
     reconstruction_sums sums(8, 24);
     arena<> scratch;
     CHECK(contains(refusal([&] { evaluate_rows(cpu(), scratch, sae, x.data(), 5, sums); }), "found a transcoder"));
+    CHECK(contains(refusal([&] { evaluate_sae(cpu(), scratch, sae, x.data(), 5); }), "found a transcoder"));
     topk<> other(8, 24);
     CHECK(contains(refusal([&] { set_parameters(other, sae, "here"); }), "found a transcoder"));
+    // Against targets its errors are those of its output.
+    std::vector<float> y;
+    for (std::size_t i = 0; i < 5 * 6; ++i) y.push_back(got.x_hat[i] + (i % 6 == 2 ? 0.5f : 0.0f));
+    const auto quality = evaluate_sae(cpu(), scratch, sae, x.data(), y.data(), 5);
+    CHECK(quality.mse == Approx(0.25 / 6).epsilon(1e-4));
+    CHECK(quality.all.tokens == 5);
+}
+
+TEST_CASE(
+    "scales of a transcoder's tokens and targets are folded into what is written, and its weights start another") {
+    using skipping = transcoder<dyn, dyn, float, dyn, true>;
+    random_stream random(4, 1);
+    skipping own(8, 24, 6);
+    own.initialise(random);
+    own.each_parameter([&](const char*, auto& p) {
+        for (float& w : p.value) w = 2 * static_cast<float>(random.uniform()) - 1;
+    });
+    const auto x = to_floats(read_npz(formats / "saelens.expected.npz").at("x"));
+    auto scaled = x;
+    for (float& v : scaled) v *= 0.3f;
+    const use on_scaled(sae_view(own), scaled);
+    auto expected = on_scaled.x_hat;  // as the loss has it: outputs for scaled tokens, of the size of scaled targets
+    for (float& v : expected) v /= 7.0f;
+    sae_view trained(own);
+    trained.activation_scale = 0.3;
+    trained.target_scale = 7;
+    trained.origin = {"clip", 3, {}, 5, {}};
+    CHECK(relative_difference(use(trained, x).x_hat, expected) < 1e-5);
+    const temporary_folder work;
+    write_sae(work / "transcoder", trained);
+    const auto written = read_sae(work / "transcoder");
+    const use plain(written, x);
+    CHECK(relative_difference(plain.x_hat, expected) < 1e-5);
+    CHECK(relative_difference(plain.z, on_scaled.z) < 1e-5);
+    CHECK(written.origin.layer == 3);
+    CHECK(written.origin.target_layer == 5);
+    CHECK(written.origin.target_hook == "hidden_states.5");
+    // And back.
+    auto start = written;
+    scale_input(start, 0.3, 7);
+    skipping again(8, 24, 6);
+    set_parameters(again, start);
+    CHECK(relative_difference(again.W_enc.value, own.W_enc.value) < 1e-6);
+    CHECK(relative_difference(again.W_dec.value, own.W_dec.value) < 1e-6);
+    CHECK(relative_difference(again.b_dec.value, own.b_dec.value) < 1e-6);
+    CHECK(relative_difference(again.W_skip.value, own.W_skip.value) < 1e-6);
+    // Not of one of another form.
+    transcoder<> without(8, 24, 6), narrower(8, 24, 5);
+    CHECK(contains(refusal([&] { set_parameters(without, written, "here"); }), "no skip connection"));
+    CHECK(contains(refusal([&] { set_parameters(narrower, written, "here"); }), "d_out 5"));
+    sae_weights sae = written;
+    sae.d_out = 0;
+    CHECK(contains(refusal([&] { set_parameters(again, sae, "here"); }), "of a transcoder to d_out 6, found"));
 }
 
 TEST_CASE("damaged SAEs are refused") {

@@ -96,8 +96,8 @@ TEST_CASE("embed gives every layer, the embeddings and the replaced pass as tran
     const std::size_t size = 3 * 17 * 64;
     for (const int layer : {0, 1, 2, 3, 4, -1, -2, -3, -4, -5}) {
         INFO("layer " << layer);
-        run_well({"embed", "--model", model, "--pixels", work / "pixels.npz", "--layer", std::to_string(layer),
-                  "--batch-images", "2", "--out", work / "out.npz"});
+        run_well({"embed", "--model", model, "--pixels", work / "pixels.npz", "--layer", std::to_string(layer), "--out",
+                  work / "out.npz"});
         const auto first = states.begin() + std::ptrdiff_t(std::size_t(layer < 0 ? layer + 5 : layer) * size);
         CHECK(relative_difference(floats(work / "out.npz", "tokens"), std::vector<float>(first, first + size)) <
               tolerance);

@@ -171,7 +171,8 @@ TEST_CASE("sweeps that are not what train takes are refused before anything is w
     refuse(R"({"variant": "topk", "lr": 0})", "--lr");
     refuse(R"({"variant": "topk", "dead-latents": "ghost"})", "ghost goes with relu");
     refuse(R"({"layer": [1, 2]})", "key layer goes with pictures");
-    refuse(R"({"batch-tokens": [32, 64]})", "is the same for all SAEs");
+    for (const char* shared : {R"({"batch-tokens": [32, 64]})", R"({"adapter": "x"})", R"({"preprocess-on": "cpu"})"})
+        refuse(shared, "is the same for all SAEs");
     refuse(R"([{"variant": "topk", "k": 3}, {"variant": "topk", "k": 3}])", "two SAEs are topk_k=3");
     refuse(R"([{"name": "a", "l1": 1}, {"name": "a", "l1": 2}])", "two SAEs are a");
     refuse(R"({"name": "a", "l1": [1, 2]})", "several SAEs");

@@ -177,14 +177,14 @@ struct noting_run final : psae::any_training_run {
     std::size_t steps_done() const override { return steps; }
     const std::optional<psae::step_metrics>& last_step() const override { return none; }
     bool has_checkpoint() const override { return false; }
-    void initialise(const std::function<std::span<const float>()>&) override {}
-    void start_from(psae::sae_weights, const std::string&, const std::function<std::span<const float>()>&) override {}
+    void initialise(const std::function<psae::training_rows()>&) override {}
+    void start_from(psae::sae_weights, const std::string&, const std::function<psae::training_rows()>&) override {}
     void resume() override {}
     void begin() override { asked += "b"; }
     void step(rows, double) override { asked += "s", ++steps; }
     void wait() override {}
     void finish() override { asked += "f"; }
-    psae::run_summary summarise(std::span<const float>) override { return {}; }
+    psae::run_summary summarise(psae::training_rows) override { return {}; }
 };
 
 }  // namespace

@@ -50,6 +50,8 @@ TEST_CASE("bad usage is one line and exit code 2") {
         {"encode", "--sae", "x", "--images", "x", "--out", work / "x"},
         {"info", "x", "--device", "tpu"},
         {"info", "x", "--device", "cuda:"},
+        {"embed", "--model", model, "--images", "x", "--out", work / "x", "--preprocess-on", "gpu"},
+        {"preprocess", "--model", model, "--images", "x", "--out", work / "x", "--preprocess-on", "cpu"},
         {"info", "x", "--dtype", "fp8"},
         {"cache", "--model", model, "--images", "x", "--out", work / "x", "--precision", "fp16"},
         {"info", "x", "--threads", "-1"},
@@ -71,6 +73,8 @@ TEST_CASE("what is not there is said in one line with exit code 1") {
     CHECK(contains(refusal, "use --device cpu"));
     for (const char* option : {"--dtype=bf16", "--precision=bf16", "--precision=tf32"})
         CHECK(contains(refused({"info", "x", "--device=cpu", option}), "the CPU does not compute in"));
+    CHECK(contains(refused({"embed", "--model=x", "--images=x", "--out=x", "--device=cpu", "--preprocess-on=cuda"}),
+                   "the tower runs on the CPU"));
     CHECK(contains(refused({"train", "--activations=x", "--out=x", "--device=cpu", "--precision=tf32"}),
                    "expected fp32 or bf16"));
     CHECK(contains(refused({"info", "no/such/path"}), "no such file or directory (no/such/path)"));

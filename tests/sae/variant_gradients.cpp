@@ -1,12 +1,14 @@
-// Gradients of every variant against central differences in double. The numeric side is a second implementation of the
-// loss (plain_losses.hpp), which must also give the same value.
+// Gradients of every variant on both backends against central differences in double. The numeric side is a second
+// implementation of the loss (plain_losses.hpp), which must also give the same value, or the loss itself.
+#include <utility>
+
 #include <catch2/catch.hpp>
 
-#include <psae/grad/check.hpp>
 #include <psae/sae/matryoshka.hpp>
 #include <psae/sae/standard.hpp>
-#include <psae/sae/trainer.hpp>
 
+#include "../backend.hpp"
+#include "../gradient_on_host.hpp"
 #include "plain_losses.hpp"
 
 using namespace psae;
@@ -14,72 +16,113 @@ using namespace psae;
 namespace {
 
 constexpr std::size_t d = 6, latents = 20, tokens = 9;
+using rows = shape<dyn, d>;
 
-template <class Variant>
-struct fixture {
-    Variant sae, held;
-    tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
-    std::vector<std::uint32_t> dead{2, 7, 11};
-    std::vector<float> weights;  // of the tokens; empty: none
+template <class From, class To>
+void copy_parameters(From& from, To& to) {
+    std::vector<decltype(&*from.b_enc.value.begin())> values;
+    from.each_parameter([&](const char*, auto& p) { values.push_back(p.data()); });
+    auto next = values.begin();
+    to.each_parameter([&](const char*, auto& p) { std::copy_n(*next++, p.size(), p.data()); });
+}
 
-    fixture() {
-        random_stream random(5);
-        sae.initialise(random);
-        for (double& v : sae.b_enc.value) v = 0.1 * random.normal();
-        for (double& v : sae.b_dec.value) v = 0.1 * random.normal();
-        for (double& v : x) v = random.normal();
-        for (std::uint32_t f : dead) sae.b_enc.value[f] = -0.7;  // rarely reached
+// A variant in double and as it is on the backend, with the same parameters, which are floats. make(T()) gives that of T.
+template <class Make>
+struct twins {
+    decltype(std::declval<Make>()(double())) here;
+    decltype(std::declval<Make>()(real())) there;
+    tensor<double, rows> x{rows{tokens}};
+    tensor<real, rows> x_there{rows{tokens}};
+
+    // adjust(here): for parameters that are not as `initialise` leaves them.
+    template <class Adjust>
+    twins(const Make& make, std::uint64_t seed, const Adjust& adjust) : here(make(double())), there(make(real())) {
+        random_stream random(seed);
+        here.initialise(random);
+        adjust(here, random);
+        here.each_parameter([](const char*, auto& p) {
+            for (double& v : p.value) v = static_cast<float>(v);
+        });
+        copy_parameters(here, there);
+        for (double& v : x) v = static_cast<float>(random.normal());
+        std::copy(x.begin(), x.end(), x_there.begin());
     }
-
-    void check() {
-        std::vector<double*> copies;
-        held.each_parameter([&](const char*, auto& p) { copies.push_back(p.data()); });
-        std::size_t i = 0;
-        sae.each_parameter([&](const char*, auto& p) { std::copy_n(p.data(), p.size(), copies[i++]); });
-        const plain::matrix rows = plain::make(tokens, d, [&](std::size_t t, std::size_t c) { return x(t, c); });
-        const auto value = [&] { return plain::loss(sae, held, rows, dead, weights); };
-        const std::size_t dead_count = dead.size();
-        const training_state now{
-            {dead.data(), &dead_count}, dead_count > 0, weights.empty() ? nullptr : weights.data()};
-        const auto loss = [&](auto input) { return sae.loss(input, now); };
-
-        cpu device;
-        arena<> scratch;
-        tape<cpu> t(device, scratch, mode::train);
-        const auto recorded = loss(t.input(std::as_const(x).view()));
-        t.run();
-        CHECK(recorded.load(position{}) == Approx(value()).epsilon(1e-12));
-
-        const auto worst = check_gradients(sae, loss, std::as_const(x).view(), value);
+    // now_of(x): the state of the training run in the memory of the tape of x. value(): the loss in double.
+    template <class State, class Value>
+    void check(const State& now_of, const Value& value) {
+        backend device;
+        const auto found = differentiate(
+            device, there, [&](auto x) { return there.loss(x, now_of(x)); }, std::as_const(x_there).view());
+        CHECK(found.loss == Approx(value()).epsilon(sizeof(real) == 4 ? 1e-5 : 1e-12));
+        const auto worst = compare_gradients(here, found.gradients, value);
         INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
-        CHECK(worst.error < 1e-7);
+        CHECK(worst.error < gradient_tolerance<real>);
     }
 };
 
+// Against differences of the second implementation. weights: of the tokens; empty: none.
+template <class Make>
+void check(const Make& make, const std::vector<std::uint32_t>& dead, const std::vector<float>& weights = {}) {
+    twins<Make> sae(make, 5, [&](auto& here, auto& random) {
+        for (double& v : here.b_enc.value) v = 0.1 * random.normal();
+        for (double& v : here.b_dec.value) v = 0.1 * random.normal();
+        for (const std::uint32_t f : {2, 7, 11}) here.b_enc.value[f] = -0.7;  // rarely reached, dead or not
+        if (!here.unit_norm_decoder)
+            for (std::size_t i = 0; i < here.W_dec.size(); ++i)
+                here.W_dec.data()[i] *= 0.5 + 0.1 * static_cast<double>(i / d);
+    });
+    auto held = make(double());
+    copy_parameters(sae.here, held);
+    const plain::matrix x = plain::make(tokens, d, [&](std::size_t t, std::size_t c) { return sae.x(t, c); });
+    const backend device;
+    const auto dead_latents = constants(device, dead);
+    const auto dead_count = constants<std::size_t>(device, {dead.size()});
+    const auto token_weights = constants(device, weights);
+    sae.check(
+        [&](auto x) {
+            return training_state{{dead_latents.of(x).data(), dead_count.of(x).data(), dead.size()},
+                                  !dead.empty(),
+                                  weights.empty() ? nullptr : token_weights.of(x).data()};
+        },
+        [&] { return plain::loss(sae.here, held, x, dead, weights); });
+}
+
+const std::vector<std::uint32_t> some_dead{2, 7, 11};
+
 template <topk_form form>
 void check_topk() {
-    fixture<topk<d, latents, double, form>> f;
-    f.sae.k = f.held.k = 4;
-    // The auxiliary term as strong as the other, and rows of other lengths than 1.
-    f.sae.dead_latents.weight = f.held.dead_latents.weight = 0.8;
-    for (std::size_t i = 0; i < latents; ++i)
-        for (std::size_t c = 0; c < d; ++c) f.sae.W_dec.value(i, c) *= 0.5 + 0.1 * double(i);
-    SECTION("fewer dead latents than aux_k") { f.sae.dead_latents.k = f.held.dead_latents.k = 5; }
-    SECTION("more dead latents than aux_k") { f.sae.dead_latents.k = f.held.dead_latents.k = 2; }
-    SECTION("no dead latents") { f.dead.clear(); }
-    f.check();
+    // The auxiliary term as strong as the other.
+    const auto with_aux = [](std::size_t k) {
+        return [k](auto number) {
+            topk<d, latents, decltype(number), form> sae;
+            sae.k = 4;
+            sae.dead_latents.weight = 0.8;
+            sae.dead_latents.k = k;
+            return sae;
+        };
+    };
+    SECTION("fewer dead latents than aux_k") { check(with_aux(5), some_dead); }
+    SECTION("more dead latents than aux_k") { check(with_aux(2), some_dead); }
+    SECTION("no dead latents") { check(with_aux(5), {}); }
 }
 
 }  // namespace
 
 TEST_CASE("PatchSAE: gradients") {
-    fixture<patchsae<d, latents, double>> f;
-    f.sae.lambda = 0.03;
-    SECTION("without ghost gradients") { f.sae.dead_latents.enabled = false; }
-    SECTION("no dead latents") { f.dead.clear(); }
-    SECTION("ghost gradients") {}
-    SECTION("ghost gradients and weights of tokens") { f.weights = {2.5f, 1, 1, 2.5f, 1, 1, 2.5f, 1, 1}; }
-    f.check();
+    const auto with_ghosts = [](bool ghosts) {
+        return [ghosts](auto number) {
+            patchsae<d, latents, decltype(number)> sae;
+            sae.lambda = static_cast<decltype(number)>(0.03);
+            sae.dead_latents.enabled = ghosts;
+            return sae;
+        };
+    };
+    SECTION("without ghost gradients") { check(with_ghosts(false), some_dead); }
+    SECTION("no dead latents") { check(with_ghosts(true), {}); }
+    SECTION("ghost gradients") { check(with_ghosts(true), some_dead); }
+    SECTION("ghost gradients and weights of tokens") {
+        check(with_ghosts(true), some_dead, {2.5f, 1, 1, 2.5f, 1, 1, 2.5f, 1, 1});
+    }
 }
 
 TEST_CASE("TopK in dictionary_learning's form: gradients") { check_topk<topk_form::dictionary_learning>(); }
@@ -89,37 +132,47 @@ TEST_CASE("TopK in OpenAI's form: gradients") { check_topk<topk_form::openai>();
 namespace {
 
 // Against differences of the loss itself, for losses that hold nothing constant.
-template <class Variant>
-void check_by_itself(Variant& sae, std::size_t step = 0) {
-    random_stream random(8);
-    sae.initialise(random);
-    for (double& v : sae.b_enc.value) v = 0.3 + 0.1 * random.normal();
-    for (std::size_t i = 0; i < sae.W_dec.size(); ++i) sae.W_dec.data()[i] *= 0.5 + 0.05 * double(i % latents);
-    tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
-    for (double& v : x) v = random.normal();
-    const std::size_t none = 0;
-    const training_state now{{nullptr, &none}, false, nullptr, step, 100, random_stream(4)};
-    const auto worst = check_gradients(
-        sae, [&](auto input) { return sae.loss(input, now); }, std::as_const(x).view());
-    INFO(worst.where << ": analytic " << worst.analytic << ", numeric " << worst.numeric);
-    CHECK(worst.error < 1e-6);
+template <class Make>
+void check_by_itself(const Make& make, std::size_t step = 0) {
+    twins<Make> sae(make, 8, [&](auto& here, auto& random) {
+        for (double& v : here.b_enc.value) v = 0.3 + 0.1 * random.normal();
+        for (std::size_t i = 0; i < here.W_dec.size(); ++i)
+            here.W_dec.data()[i] *= 0.5 + 0.05 * static_cast<double>(i % latents);
+    });
+    const auto none = constants<std::size_t>(backend(), {0});
+    const auto now_of = [&](auto x) {
+        return training_state{{nullptr, none.of(x).data(), 0}, false, nullptr, step, 100, random_stream(4)};
+    };
+    cpu host(1);
+    arena<> scratch;
+    sae.check(now_of, [&] {
+        return loss_value(
+            host, scratch, sae.here, [&](auto x) { return sae.here.loss(x, now_of(x)); }, std::as_const(sae.x).view());
+    });
 }
 
 }  // namespace
 
 TEST_CASE("penalties: gradients, and the exponent that falls") {
-    standard<d, latents, double> plain;
-    plain.norm_weighted = false;
-    check_by_itself(plain);
-    standard<d, latents, double, tanh_penalty> tanh;
-    tanh.lambda = 0.5;
-    check_by_itself(tanh);
-    standard<d, latents, double, power_penalty> power;
-    power.lambda = 0.5;
-    power.penalty = {0.5, 10, 30};
-    check_by_itself(power, 20);
-    const auto p_at = [&](std::size_t step) {
-        return power.penalty.at({{nullptr, nullptr}, false, nullptr, step, 100, random_stream(0)}).p;
+    check_by_itself([](auto number) {
+        standard<d, latents, decltype(number)> sae;
+        sae.norm_weighted = false;
+        return sae;
+    });
+    check_by_itself([](auto number) {
+        standard<d, latents, decltype(number), tanh_penalty> sae;
+        sae.lambda = 0.5;
+        return sae;
+    });
+    const auto powers = [](auto number) {
+        standard<d, latents, decltype(number), power_penalty> sae;
+        sae.lambda = 0.5;
+        sae.penalty = {0.5, 10, 30};
+        return sae;
+    };
+    check_by_itself(powers, 20);
+    const auto p_at = [penalty = powers(double()).penalty](std::size_t step) {
+        return penalty.at({{nullptr, nullptr}, false, nullptr, step, 100, random_stream(0)}).p;
     };
     CHECK(p_at(0) == 1);
     CHECK(p_at(20) == 0.75);
@@ -128,50 +181,26 @@ TEST_CASE("penalties: gradients, and the exponent that falls") {
 }
 
 TEST_CASE("Multi-TopK and random prefixes: gradients") {
-    topk<d, latents, double> multi;
-    multi.k = 3;
-    multi.multi_k = 7;
-    check_by_itself(multi);
-    topk<d, latents, double, topk_form::saelens> weighted;
-    weighted.k = 3;
-    weighted.multi_k = 7;
-    check_by_itself(weighted);
-    matryoshka<batch_topk<d, latents, double>> prefixes;
-    prefixes.k = 4;
-    prefixes.random_prefixes = 4;
-    check_by_itself(prefixes);
-    matryoshka<topk<d, latents, double>> over_topk;
-    over_topk.k = 4;
-    over_topk.prefixes = {5, 11};
-    check_by_itself(over_topk);
-}
-
-TEST_CASE("Matryoshka: steps whose rows of gradients are used prefix by prefix are those with whole gradients") {
-    const auto train = [](auto sae, double clip) {
-        random_stream random(6);
-        sae.initialise(random);
-        sae.k = 4;
-        sae.prefixes = {3, 5, 11};
-        cpu device;
-        training_options options;
-        options.lr = 0.01;
-        options.warmup_steps = 0;
-        options.dead_after = 1;
-        options.clip_grad_norm = clip;  // far above the norm: all it does is that rows wait for the whole gradient
-        trainer<decltype(sae)> run(sae, options, device);
-        bool revived = false;
-        for (int step = 0; step < 8; ++step) {
-            tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
-            for (double& v : x) v = random.normal();
-            revived = revived || run.step(std::as_const(x).view()).dead_fraction > 0;
-        }
-        CHECK(revived);
-        std::vector<double> all;
-        sae.each_parameter([&](const char*, auto& p) { all.insert(all.end(), p.data(), p.data() + p.size()); });
-        return all;
+    const auto multi = []<topk_form form>(std::integral_constant<topk_form, form>) {
+        return [](auto number) {
+            topk<d, latents, decltype(number), form> sae;
+            sae.k = 3;
+            sae.multi_k = 7;
+            return sae;
+        };
     };
-    using dictionary_learning = matryoshka<batch_topk<d, latents, double>>;
-    CHECK(train(dictionary_learning(), 0) == train(dictionary_learning(), 1e30));
-    using saelens = matryoshka<batch_topk<d, latents, double, topk_form::saelens>, topk_form::saelens>;
-    CHECK(train(saelens(), 0) == train(saelens(), 1e30));
+    check_by_itself(multi(std::integral_constant<topk_form, topk_form::dictionary_learning>()));
+    check_by_itself(multi(std::integral_constant<topk_form, topk_form::saelens>()));
+    check_by_itself([](auto number) {
+        matryoshka<batch_topk<d, latents, decltype(number)>> sae;
+        sae.k = 4;
+        sae.random_prefixes = 4;
+        return sae;
+    });
+    check_by_itself([](auto number) {
+        matryoshka<topk<d, latents, decltype(number)>> sae;
+        sae.k = 4;
+        sae.prefixes = {5, 11};
+        return sae;
+    });
 }

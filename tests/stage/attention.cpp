@@ -1,4 +1,4 @@
-// Multi-head attention: values against loops in double, gradients against central differences.
+// Multi-head attention: values against loops in double.
 #include "values.hpp"
 
 using namespace psae;
@@ -49,19 +49,6 @@ TEST_CASE("attention equals loops, for any number of tokens and width of heads")
                       run_stage<double>([&](auto zero) { return attention(wide + zero, s.tokens, s.heads); }, threads),
                       reference(wide, s)) < 1e-13);
         }
-    }
-}
-
-TEST_CASE("attention's gradient") {
-    for (const sizes& s : {sizes{1, 1, 1, 1}, {2, 5, 3, 2}, {1, 9, 2, 3}}) {
-        INFO(s.images << " images, " << s.tokens << " tokens, " << s.heads << " heads of " << s.width);
-        auto qkv = normal_parameter<double>(matrix{s.images * s.tokens, 3 * s.heads * s.width}, 1);
-        const auto check = [&](const auto& result) { CHECK(gradient_error(result, qkv) < 1e-7); };
-        check([&](auto zero) { return attention(qkv + zero, s.tokens, s.heads); });
-        check([&](auto zero) {  // used twice: its gradients add up
-            const auto v = evaluate(qkv + zero);
-            return evaluate(attention(v, s.tokens, s.heads) * attention(v, s.tokens, s.heads));
-        });
     }
 }
 

@@ -1,9 +1,13 @@
-// Codes as entries and as tiles are two ways to the same loss and the same gradients.
+// Codes as entries and as tiles are two ways to the same loss and the same gradients, on both backends.
 #include <catch2/catch.hpp>
 
 #include <map>
 
 #include <psae/psae.hpp>
+
+#include "../backend.hpp"
+#include "../difference.hpp"
+#include "../gradient_on_host.hpp"
 
 using namespace psae;
 
@@ -18,24 +22,30 @@ struct outcome {
     std::map<std::string, std::vector<double>> gradients;
 };
 
+using rows = shape<dyn, d>;
+using device_rows = const_view<double, rows, backend_memory>;
+
 // One forward and backward sweep of a loss over parameters; with memory for `kept_bytes` of tiles.
 template <class Model, class Loss>
-outcome sweep(Model& sae, const tensor<double, shape<dyn, d>>& x, codes_form form, const Loss& loss_of,
+outcome sweep(Model& sae, const tensor<double, rows>& x, codes_form form, const Loss& loss_of,
               std::size_t kept_bytes = 0) {
-    cpu device;
-    arena<> scratch;
-    tape<cpu> t(device, scratch, mode::train);
+    backend device;
+    parameter_copies copies(sae, device);
+    const auto standing_in = copies.stand_in();
+    arena<backend_memory> scratch;
+    arena<> records;
+    tape<backend> t(device, scratch, records, mode::train);
     t.form = form;
     t.codes_memory = kept_bytes;
     sae.each_parameter([&](const char*, auto& p) { t.collect(p); });
-    const auto loss = loss_of(t.input(x.view()));
+    const auto there = on_device(device, std::vector<double>(x.begin(), x.end()));
+    const auto loss = evaluate(loss_of(t.input(device_rows{there.data(), x.shape()})));
     t.run();
     backward(t, loss);
     const auto& z = *static_cast<const codes_record<double>*>(t.main_codes);
-    outcome o{z.dense(), loss.load(position{}), {z.fired, z.fired + sae.latents()}, {}};
+    outcome o{z.dense(), read(device, loss.data), on_host(device, z.fired, sae.latents()), {}};
     sae.each_parameter([&](const char* name, auto& p) {
-        o.gradients[name].resize(p.size());
-        read_gradient(p, o.gradients[name].data());
+        o.gradients[name] = gradient_on_host(device, p);
         p.gradient = nullptr;
     });
     return o;
@@ -46,19 +56,14 @@ void check_equal(const outcome& a, const outcome& b) {
     CHECK(a.fired == b.fired);
     for (const auto& [name, g] : a.gradients) {
         INFO(name);
-        double largest = 0, difference = 0;
-        for (std::size_t i = 0; i < g.size(); ++i) {
-            largest = std::max(largest, std::abs(g[i]));
-            difference = std::max(difference, std::abs(g[i] - b.gradients.at(name)[i]));
-        }
-        CHECK(largest > 0);
-        CHECK(difference < 1e-12 * largest);
+        CHECK(std::any_of(g.begin(), g.end(), [](double v) { return v != 0; }));
+        CHECK(relative_difference(b.gradients.at(name), g) < 1e-12);
     }
 }
 
 struct fixture {
     patchsae<d, latents, double> sae;
-    tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
+    tensor<double, rows> x{rows{tokens}};
 
     fixture() {
         random_stream random(3);
@@ -68,6 +73,14 @@ struct fixture {
         for (double& v : sae.b_dec.value) v = 0.1 * random.normal();
         for (double& v : x) v = random.normal();
     }
+};
+
+// Two latents that count as dead.
+struct dead_pair {
+    const backend device;
+    const device_array<std::uint32_t, backend> index = on_device(device, std::vector<std::uint32_t>{5, 149});
+    const device_array<std::size_t, backend> count = on_device(device, std::vector<std::size_t>{2});
+    training_state state() const { return {{index.data(), count.data(), 2}, true, nullptr, 0, 0, random_stream(0)}; }
 };
 
 template <class Loss>
@@ -83,12 +96,9 @@ void check_forms(fixture& f, const Loss& loss) {
 
 TEST_CASE("codes: PatchSAE in both forms, with tiles kept and made again") {
     fixture f;
-    const std::uint32_t dead[2] = {5, 149};
-    const std::size_t count = 2;
+    const dead_pair dead;
     f.sae.b_enc.value[5] = f.sae.b_enc.value[149] = -9;
-    const auto loss = [&](auto x) {
-        return f.sae.loss(x, training_state{{dead, &count}, true, nullptr, 0, 0, random_stream(0)});
-    };
+    const auto loss = [&](auto x) { return f.sae.loss(x, dead.state()); };
     const auto entries = sweep(f.sae, f.x, codes_form::entries, loss),
                tiles = sweep(f.sae, f.x, codes_form::tiles, loss);
     CHECK(!entries.dense);
@@ -170,12 +180,10 @@ void check_variant(Variant&& sae) {
     sae.initialise(random);
     for (double& v : sae.b_enc.value) v = 0.1 * random.normal();
     for (double& v : sae.b_dec.value) v = 0.1 * random.normal();
-    tensor<double, shape<dyn, d>> x{shape<dyn, d>{tokens}};
+    tensor<double, rows> x{rows{tokens}};
     for (double& v : x) v = random.normal();
-    const std::uint32_t dead[2] = {5, 149};
-    const std::size_t count = 2;
-    const training_state now{{dead, &count}, true, nullptr, 0, 0, random_stream(0)};
-    const auto loss = [&](auto input) { return sae.loss(input, now); };
+    const dead_pair dead;
+    const auto loss = [&](auto input) { return sae.loss(input, dead.state()); };
     const auto entries = sweep(sae, x, codes_form::entries, loss), tiles = sweep(sae, x, codes_form::tiles, loss);
     CHECK(!entries.dense);
     CHECK(tiles.dense);
@@ -226,7 +234,9 @@ TEST_CASE("codes: what needs a later stage keeps the entries") {
 TEST_CASE("codes: gradient rows taken in the sweep give the parameters of the unfused update") {
     // A clipping threshold that is never reached makes the trainer collect whole gradients first.
     fixture fused, unfused, entries;
-    cpu device;
+    for (std::uint32_t f = 0; f < 7; ++f)
+        for (auto* s : {&fused.sae, &unfused.sae, &entries.sae}) s->b_enc.value[f * 20] = -9;  // dead: ghost gradients
+    backend device;
     training_options options{.lr = 1e-2, .warmup_steps = 0, .dead_after = 0};
     options.codes = codes_form::tiles;
     trainer a(fused.sae, options, device);
@@ -234,13 +244,14 @@ TEST_CASE("codes: gradient rows taken in the sweep give the parameters of the un
     trainer b(unfused.sae, options, device);
     options = {.lr = 1e-2, .warmup_steps = 0, .dead_after = 0, .codes = codes_form::entries};
     trainer c(entries.sae, options, device);
-    for (std::uint32_t f = 0; f < 7; ++f)
-        for (auto* s : {&fused.sae, &unfused.sae, &entries.sae}) s->b_enc.value[f * 20] = -9;  // dead: ghost gradients
+    const auto there = on_device(device, std::vector<double>(fused.x.begin(), fused.x.end()));
+    const device_rows x{there.data(), fused.x.shape()};
     for (int step = 0; step < 4; ++step) {
-        const auto m = a.step(std::as_const(fused.x).view());
-        CHECK(m.loss == Approx(b.step(std::as_const(fused.x).view()).loss).epsilon(1e-13));
-        CHECK(m.loss == Approx(c.step(std::as_const(fused.x).view()).loss).epsilon(1e-9));
+        const auto m = a.step(x);
+        CHECK(m.loss == Approx(b.step(x).loss).epsilon(1e-13));
+        CHECK(m.loss == Approx(c.step(x).loss).epsilon(1e-9));
     }
+    for (auto* run : {&a, &b, &c}) run->read_parameters();
     for (std::size_t i = 0; i < fused.sae.W_dec.size(); ++i) {
         CHECK(fused.sae.W_dec.data()[i] == Approx(unfused.sae.W_dec.data()[i]).margin(1e-13));
         CHECK(fused.sae.W_enc.data()[i] == Approx(entries.sae.W_enc.data()[i]).margin(1e-6));
@@ -274,14 +285,15 @@ private:
 
 TEST_CASE("codes: a gradient's share that comes after the rows were used is an error, not lost") {
     fixture f;
-    cpu device;
+    backend device;
+    const auto there = on_device(device, std::vector<double>(f.x.begin(), f.x.end()));
     const auto step = [&](auto sae, double clip) {
         random_stream random(3);
         sae.initialise(random);
         training_options options{.clip_grad_norm = clip, .unit_norm_decoder = false};
         options.codes = codes_form::tiles;
         trainer run(sae, options, device);
-        return run.step(std::as_const(f.x).view()).loss;
+        return run.step(device_rows{there.data(), f.x.shape()}).loss;
     };
     CHECK_THROWS_WITH(step(norms_of_rows<true>(), 0), Catch::Contains("optimiser has used"));
     CHECK(step(norms_of_rows<true>(), 1e9) == Approx(step(norms_of_rows<false>(), 1e9)));

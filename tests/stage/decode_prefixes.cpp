@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -122,7 +123,9 @@ void check_close(const outcome& a, const outcome& b) {
 }  // namespace
 
 TEST_CASE("decode_prefixes equals a decoder for each prefix") {
-    for (const ends& prefixes : {ends{5, latents}, ends{3, 4, 20, latents}}) {
+    ends each(latents);  // more than the parts of a gradient that a kernel of the GPU takes
+    std::iota(each.begin(), each.end(), 1);
+    for (const ends& prefixes : {ends{5, latents}, ends{3, 4, 20, latents}, each}) {
         const auto reference = sweep(false, [&](auto& sae, auto x) {
             auto z = encode(x - sae.b_dec, sae.W_enc, sae.b_enc, top_k{6});
             const auto decoded = decode_each(z, sae.W_dec, sae.b_dec, x, prefixes);

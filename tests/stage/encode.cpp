@@ -1,7 +1,9 @@
-// Encoders that screen by bf16 keep the same codes as those that do not, and both what a plain sort keeps.
+// Encoders that screen, by bf16 or by whole numbers, keep the same codes as those that do not, and both what a plain
+// sort keeps.
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <vector>
@@ -19,8 +21,10 @@ struct problem {
     std::vector<std::uint32_t> among;  // empty: all
 };
 
-// Whole numbers of nine bits: bf16 rounds them, and sums in float are exact, so codes have to be equal to the bit.
-problem whole_numbers(std::size_t tokens, std::size_t d, std::size_t latents, std::uint64_t seed, double bias = 0) {
+// Whole numbers of nine bits: bf16 rounds them (16 bits do if `large`: a token's first number is then beyond them, a
+// weight's first at most 8), and sums in float are exact, so codes have to be equal to the bit.
+problem whole_numbers(std::size_t tokens, std::size_t d, std::size_t latents, std::uint64_t seed, double bias = 0,
+                      bool large = false) {
     problem p{tokens, d, latents, {}, {}, {}, {}};
     random_stream random(seed);
     const auto draw = [&](std::vector<float>& v, std::size_t n) {
@@ -31,6 +35,8 @@ problem whole_numbers(std::size_t tokens, std::size_t d, std::size_t latents, st
     draw(p.W, latents * d);
     draw(p.b, latents);
     for (float& value : p.b) value += std::round(float(bias));
+    for (std::size_t t = 0; large && t < tokens; ++t) p.x[t * d] = std::round(p.x[t * d] * 1000);
+    for (std::size_t f = 0; large && f < latents; ++f) p.W[f * d] = std::round(p.W[f * d] / 40);
     return p;
 }
 
@@ -118,6 +124,8 @@ outcome expected(const problem& p, const Activation& activation) {
     }
 }
 
+constexpr screening screens[] = {screening::by_bf16, screening::by_int16};
+
 // Under every kind of activation.
 template <class F>
 void each_activation(const problem& p, std::size_t k, const F& f) {
@@ -140,8 +148,10 @@ void check_all(const problem& p, std::size_t k) {
     each_activation(p, k, [&](const auto& activation) {
         const outcome wanted = expected(p, activation);
         CHECK(encoded(p, activation, screening::never) == wanted);
-        CHECK(encoded(p, activation, screening::always) == wanted);
-        CHECK(encoded(p, activation, screening::always, 1) == wanted);
+        for (const screening by : screens) {
+            CHECK(encoded(p, activation, by) == wanted);
+            CHECK(encoded(p, activation, by, 1) == wanted);
+        }
     });
 }
 
@@ -153,6 +163,7 @@ TEST_CASE("encoders keep what a plain sort keeps") {
     check_all(whole_numbers(33, 37, 1500, 3), 40);
     check_all(whole_numbers(300, 16, 3000, 4, -300000), 16);  // few are active
     check_all(whole_numbers(700, 12, 1500, 19), 60);          // a batch's candidates are more than a histogram's block
+    check_all(whole_numbers(197, 45, 1100, 20, 0, true), 8);
 }
 
 TEST_CASE("encoders of some latents keep what a plain sort keeps") {
@@ -195,76 +206,176 @@ TEST_CASE("a rank of 0 keeps what is active before what may not be") {
     const problem p{1, 2, 2, {1, 0.0039f}, {0.0039f, -1.002f, 1, 1}, {0, 0}, {}};
     const std::vector<float> weight{0, 0};
     const weighted_top_k<float> activation{top_k(1), weight.data(), true};
-    const outcome z = encoded(p, activation, screening::always);
-    CHECK(z.latent == std::vector<std::uint32_t>{1});
-    CHECK(z == encoded(p, activation, screening::never));
+    for (const screening how : {screening::by_bf16, screening::by_int16, screening::never})
+        CHECK(encoded(p, activation, how).latent == std::vector<std::uint32_t>{1});
 }
 
 TEST_CASE("encoders that cannot be screened fall back") {
     auto p = whole_numbers(40, 16, 700, 15);
     for (float& v : p.x) v *= 0x1p100f;  // bounds would not be finite
     each_activation(p, 6, [&](const auto& activation) {
-        CHECK(encoded(p, activation, screening::always) == encoded(p, activation, screening::never));
+        for (const screening by : screens)
+            CHECK(encoded(p, activation, by) == encoded(p, activation, screening::never));
     });
     auto small = whole_numbers(40, 16, 700, 16);
     for (float& v : small.x) v *= 0x1p-80f;  // squares vanish
     for (float& v : small.b) v *= 0x1p-80f;
     each_activation(small, 6, [&](const auto& activation) {
-        CHECK(encoded(small, activation, screening::always) == encoded(small, activation, screening::never));
+        for (const screening by : screens)
+            CHECK(encoded(small, activation, by) == encoded(small, activation, screening::never));
     });
     auto broken = whole_numbers(40, 16, 700, 17);
     broken.x[5 * 16 + 3] = std::numeric_limits<float>::quiet_NaN();
     each_activation(broken, 6, [&](const auto& activation) {
-        const outcome z = encoded(broken, activation, screening::always);
-        CHECK(z == encoded(broken, activation, screening::never));
+        const outcome z = encoded(broken, activation, screening::never);
+        for (const screening by : screens) CHECK(encoded(broken, activation, by) == z);
         if constexpr (requires { activation.rectified; })
             if (!activation.rectified) return;
         CHECK(z.offsets[5] == z.offsets[6]);  // a NaN is above nothing
     });
 }
 
-TEST_CASE("pre-activations lie between the bounds of their screening, which are narrow") {
-    for (const double outlier :
-         {1.0, 200.0}) {  // one dimension much larger than the others, as in CLIP's residual stream
-        problem p{197, 768, 700, {}, {}, {}, {}};
-        random_stream random(18);
-        p.x.resize(p.tokens * p.d), p.W.resize(p.latents * p.d), p.b.resize(p.latents);
-        for (float& v : p.x) v = float(random.normal());
-        for (float& v : p.W) v = float(random.normal()) / 28;
-        for (float& v : p.b) v = float(random.normal());
-        for (std::size_t t = 0; t < p.tokens; ++t) p.x[t * p.d + 11] *= float(outlier);
-        cpu device;
-        arena<> scratch;
-        const detail::encoded_latents latents(p.latents, nullptr);
-        detail::screened_pre_activations pre(device, scratch, p.x.data(), p.tokens, p.d, p.W.data(), p.b.data(),
-                                             latents);
-        double closest = 1e30, widest = 0;
-        std::size_t outside = 0;
-        pre.each_chunk([&](const auto& chunk) {
-            REQUIRE(!chunk.is_exact);
-            for (std::size_t t = 0; t < p.tokens; ++t)
-                for (std::size_t j = 0; j < chunk.count; ++j) {
-                    const std::size_t f = chunk.first + j;
-                    double h = p.b[f], xx = 0, ww = 0;
-                    for (std::size_t c = 0; c < p.d; ++c) {
-                        const double a = p.x[t * p.d + c], w = p.W[f * p.d + c];
-                        h += a * w, xx += a * a, ww += w * w;
-                    }
-                    const auto row = chunk(t);
-                    outside += !(row.low(j) <= h && h <= row.high(j));
-                    closest = std::min(closest, std::min(h - row.low(j), row.high(j) - h) / row.width(j));
-                    widest = std::max(widest, row.width(j) / (std::sqrt(xx * ww) + std::abs(p.b[f])));
-                    const float exact = pre.exactly(t, static_cast<std::uint32_t>(f), row.low(j), row.high(j));
-                    outside += !(std::abs(exact - h) < 1e-5 * std::sqrt(xx * ww));
+namespace {
+
+// How a screen's bounds do on a problem without a set of latents.
+struct bounds_found {
+    std::size_t outside = 0;  // pre-activations, or floats computed for them, that are not between their bounds
+    double widest = 0;        // a bound beside |x| |w| + |b|
+    double worst = 0;         // an error beside its bound
+};
+
+template <class Screen>
+bounds_found bounds_of(const problem& p) {
+    cpu device;
+    arena<> scratch;
+    const detail::encoded_latents latents(p.latents, nullptr);
+    Screen by(device, scratch, p.tokens, p.d, detail::encode_chunk(p.tokens, p.latents));
+    detail::screened_pre_activations pre(device, scratch, p.x.data(), p.tokens, p.d, p.W.data(), p.b.data(), latents,
+                                         by);
+    bounds_found found;
+    pre.each_chunk([&](const auto& chunk) {
+        REQUIRE(!chunk.is_exact);
+        for (std::size_t t = 0; t < p.tokens; ++t)
+            for (std::size_t j = 0; j < chunk.count; ++j) {
+                const std::size_t f = chunk.first + j;
+                double h = p.b[f], xx = 0, ww = 0;
+                for (std::size_t c = 0; c < p.d; ++c) {
+                    const double a = p.x[t * p.d + c], w = p.W[f * p.d + c];
+                    h += a * w, xx += a * a, ww += w * w;
                 }
-        });
-        pre.each_chunk([&](auto chunk) {
-            pre.make_exact(chunk);
-            const auto row = chunk(5);
-            for (std::size_t j = 0; j < chunk.count; ++j) outside += row.low(j) != row.high(j);
-        });
-        CHECK(outside == 0);
-        CHECK(closest > 0);
-        CHECK(widest < 0x1p-7);  // twice the 2^-8 that rounding two factors of 8 bits can cost
+                const auto row = chunk(t);
+                found.outside += !(row.low(j) <= h && h <= row.high(j));
+                found.widest = std::max(found.widest, row.width(j) / (std::sqrt(xx * ww) + std::abs(p.b[f])));
+                found.worst =
+                    std::max(found.worst, std::abs(double(row.products[j]) + double(p.b[f]) - h) / row.width(j));
+                const float exact = pre.exactly(t, static_cast<std::uint32_t>(f), row.low(j), row.high(j));
+                found.outside += !(std::abs(exact - h) < 1e-5 * (std::sqrt(xx * ww) + std::abs(p.b[f])));
+            }
+    });
+    pre.each_chunk([&](auto chunk) {
+        pre.make_exact(chunk);
+        const auto row = chunk(p.tokens / 2);
+        for (std::size_t j = 0; j < chunk.count; ++j) found.outside += row.low(j) != row.high(j);
+    });
+    return found;
+}
+
+}  // namespace
+
+TEST_CASE("pre-activations lie between the bounds of their screening, which are narrow") {
+    for (const double outlier : {1.0, 200.0})  // one dimension much larger, as in CLIP's residual stream
+        for (const std::size_t d : {std::size_t{768}, std::size_t{37}}) {
+            INFO("d " << d << ", outlier " << outlier);
+            problem p{197, d, 700, {}, {}, {}, {}};
+            random_stream random(18);
+            p.x.resize(p.tokens * p.d), p.W.resize(p.latents * p.d), p.b.resize(p.latents);
+            for (float& v : p.x) v = float(random.normal());
+            for (float& v : p.W) v = float(random.normal()) / 28;
+            for (float& v : p.b) v = float(random.normal());
+            for (std::size_t t = 0; t < p.tokens; ++t) p.x[t * p.d + 11] *= float(outlier);
+            const auto by_bf16 = bounds_of<detail::bf16_screen>(p), by_int16 = bounds_of<detail::int16_screen>(p);
+            CHECK(by_bf16.outside == 0);
+            CHECK(by_int16.outside == 0);
+            CHECK(by_bf16.widest < 0x1p-7);  // rounding a factor of 8 bits costs 2^-9 at most
+            // Norms of at least 2^14, numbers off by 1/2 at most; and the rounding of sums.
+            const auto length = double(d);
+            CHECK(by_int16.widest < 1.01 * (std::sqrt(length) * 0x1p-14 + (4 * length + 16) * 0x1p-24));
+        }
+}
+
+TEST_CASE("rows of one number each, which are all rounded the same way, come up to the bounds of their screening") {
+    problem p{50, 37, 130, {}, {}, std::vector<float>(130), {}};
+    random_stream random(22);
+    const auto constant_rows = [&](std::vector<float>& v, std::size_t rows) {
+        for (std::size_t r = 0; r < rows; ++r) v.insert(v.end(), p.d, float(1 + random.uniform()));
+    };
+    constant_rows(p.x, p.tokens);
+    constant_rows(p.W, p.latents);
+    const auto check = [](const bounds_found& found) {
+        CHECK(found.outside == 0);
+        CHECK(found.worst > 0.9);
+    };
+    check(bounds_of<detail::bf16_screen>(p));
+    check(bounds_of<detail::int16_screen>(p));
+}
+
+TEST_CASE("whole numbers are scaled to the largest norms whose sums stay within 32 bits") {
+    for (const std::size_t d : {2, 6, 33, 768})
+        for (const double share : {0.9995, 1.09}) {  // of the largest norm; above it scales are halved
+            INFO("d " << d << ", " << share);
+            problem p{5, d, 7, {}, {}, std::vector<float>(7), {}};
+            random_stream random(23);
+            std::vector<double> row(d);
+            double squares = 0;
+            for (double& v : row) {
+                v = 1 + random.uniform();
+                squares += v * v;
+            }
+            const double scale = share * (46339 - 0.5 * std::sqrt(double(d))) / std::sqrt(squares);
+            for (std::size_t t = 0; t < p.tokens; ++t)
+                for (const double v : row) p.x.push_back(float(std::ldexp(v * scale, int(t))));
+            for (std::size_t f = 0; f < p.latents; ++f)
+                for (const double v : row) p.W.push_back(float(std::ldexp(v * scale, int(f))));
+            CHECK(bounds_of<detail::int16_screen>(p).outside == 0);
+        }
+}
+
+TEST_CASE("products of whole numbers are exact") {
+    cpu device(2);
+    arena<> scratch;
+    for (const auto [M, N, d] : {std::array<std::size_t, 3>{1, 1, 1}, {7, 35, 6}, {197, 130, 33}}) {
+        // x along w: sums as large as they may be. Scales are powers of two, so nothing is rounded but the result.
+        detail::int16_screen by(device, scratch, M, d, N);
+        std::vector<float> row(d), tile(M * N);
+        random_stream random(21);
+        for (float& v : row) v = float(random.below(40000)) - 20000;
+        const auto scaled = [&](std::size_t i) {
+            std::vector<float> v = row;
+            for (float& value : v) value *= std::ldexp(i % 3 == 1 ? -1.0f : 1.0f, int(i % 7));
+            return v;
+        };
+        for (std::size_t m = 0; m < M; ++m) by.set_token(m, scaled(m).data());
+        for (std::size_t n = 0; n < N; ++n) by.set_latent(n, scaled(n + 3).data());
+        by.multiply(tile.data(), N);
+        // What the row is rounded to, from its own product with a unit vector for each number.
+        std::vector<double> rounded(d);
+        for (std::size_t c = 0; c < d; ++c) {
+            std::vector<float> unit(d), one(1);
+            unit[c] = 1;
+            detail::int16_screen probe(device, scratch, 1, d, 1);
+            probe.set_token(0, row.data());
+            probe.set_latent(0, unit.data());
+            probe.multiply(one.data(), 1);
+            rounded[c] = one[0];
+            CHECK(std::abs(one[0] - row[c]) < 8);
+        }
+        double squares = 0;
+        for (const double v : rounded) squares += v * v;
+        for (std::size_t m = 0; m < M; ++m)
+            for (std::size_t n = 0; n < N; ++n) {
+                const double sign = (m % 3 == 1) != ((n + 3) % 3 == 1) ? -1 : 1;
+                const double wanted = sign * std::ldexp(squares, int(m % 7 + (n + 3) % 7));
+                REQUIRE(tile[m * N + n] == static_cast<float>(wanted));
+            }
     }
 }

@@ -1,4 +1,4 @@
-// x W^T with prologue and epilogue: values against loops, gradients against central differences.
+// x W^T with prologue and epilogue: values against loops.
 #include "values.hpp"
 
 using namespace psae;
@@ -62,31 +62,6 @@ void check_values(double tolerance) {
 
 TEST_CASE("matmul equals loops, in float") { check_values<float>(2e-6); }
 TEST_CASE("matmul equals loops, in double") { check_values<double>(1e-13); }
-
-TEST_CASE("matmul's gradients: x, W, bias and residual") {
-    for (const sizes& s : {sizes{1, 1, 1}, sizes{3, 5, 7}, sizes{9, 6, 4}}) {
-        INFO(s.n << " x " << s.in << " x " << s.out);
-        auto x = normal_parameter<double>(matrix{s.n, s.in}, 1), W = normal_parameter<double>(matrix{s.out, s.in}, 2),
-             r = normal_parameter<double>(matrix{s.n, s.out}, 3);
-        auto b = normal_parameter<double>(row{s.out}, 4);
-        const auto check = [&](const auto& result) { CHECK(gradient_error(result, x, W, r, b) < 1e-7); };
-        // Each call makes its epilogue: an operand is taken with the gradient it collects at that moment.
-        check([&](auto zero) { return matmul(x + zero, W); });
-        check([&](auto zero) { return matmul(evaluate(x + zero), W, bias(b) >> add(r)); });
-        check([&](auto zero) { return matmul(square(x + zero), W, bias(b) >> quick_gelu{}); });
-        check([&](auto zero) { return matmul(x * x + zero, W, bias(b) >> gelu{} >> add(r * r)); });
-        check([&](auto zero) { return matmul(x + zero, W, quick_gelu{} >> bias(b) >> square_functor{}); });
-        check([&](auto zero) {  // x, W and the bias twice: their gradients add up
-            const auto v = evaluate(x + zero);
-            return evaluate(matmul(v, W, bias(b)) * matmul(v * v, W, bias(b) >> add(r)));
-        });
-        // Frozen weights, as they are and packed.
-        const packed_matrix<double, matrix> packed(std::as_const(W.value).view());
-        const auto frozen = [&](const auto& result) { CHECK(gradient_error(result, x, r, b) < 1e-7); };
-        frozen([&](auto zero) { return matmul(evaluate(x + zero), packed, bias(b) >> quick_gelu{} >> add(r)); });
-        frozen([&](auto zero) { return matmul(x + zero, W.value, bias(b) >> add(r)); });
-    }
-}
 
 TEST_CASE("matmul in float trains with packed weights as with plain ones") {
     cpu device;

@@ -1,5 +1,4 @@
-// Pictures to tokens, and tokens to the class token: values against a convolution in loops, gradients against central
-// differences.
+// Pictures to tokens, and tokens to the class token: values against a convolution in loops.
 #include "values.hpp"
 
 using namespace psae;
@@ -43,31 +42,6 @@ TEST_CASE("patch_embedding is a convolution with the patch as its step, after th
                                       return patch_embedding(x + zero, packed, token, position, s.patch);
                                   }),
                                   want) < 1e-6);
-    }
-}
-
-TEST_CASE("gradients of patch_embedding and class_tokens") {
-    for (const sizes& s : {sizes{1, 1, 1, 1, 1}, {2, 3, 2, 2, 3}}) {
-        auto x = normal_parameter<double>(pixels_shape{s.images, s.channels, s.side(), s.side()}, 1);
-        auto W = normal_parameter<double>(matrix{s.d, s.inputs()}, 2),
-             position = normal_parameter<double>(matrix{s.tokens(), s.d}, 4);
-        auto token = normal_parameter<double>(row{s.d}, 3);
-        CHECK(gradient_error([&](auto zero) { return patch_embedding(x + zero, W, token, position, s.patch); }, x, W,
-                             token, position) < 1e-7);
-        CHECK(gradient_error(
-                  [&](auto zero) {  // the pixels twice, as a dense variable
-                      const auto v = evaluate(x + zero);
-                      return evaluate(patch_embedding(v, W, token, position, s.patch) *
-                                      patch_embedding(v, W, token, position, s.patch));
-                  },
-                  x, W, token, position) < 1e-7);
-        auto tokens = normal_parameter<double>(matrix{s.images * s.tokens(), s.d}, 5);
-        CHECK(gradient_error(
-                  [&](auto zero) {
-                      const auto v = evaluate(tokens + zero);
-                      return evaluate(class_tokens(v, s.tokens()) * class_tokens(v * v, s.tokens()));
-                  },
-                  tokens) < 1e-7);
     }
 }
 

@@ -9,8 +9,8 @@
 #include "../backend.hpp"
 #include "../difference.hpp"
 #include "../golden_models.hpp"
+#include "../gradient_error.hpp"
 #include "../temporary_folder.hpp"
-#include "gradient_error.hpp"
 #include "random_weights.hpp"
 
 using namespace psae;
@@ -22,15 +22,23 @@ const std::filesystem::path directory = std::filesystem::path(PSAE_GOLDEN_DIR) /
 template <mlp_activation Activation>
 void check_tower_gradients() {
     using config = clip_vision_config<8, 4, 12, 2, 3, 20, 5, Activation>;
-    const clip_vision<config, double> model(random_weights{});
-    one_parameter tokens(shape<dyn, 12>{2 * config::tokens});
-    CHECK(tokens.gradient_error([&](const auto& x) { return model.block(1, x); }) < 1e-6);
-    CHECK(tokens.gradient_error([&](const auto& x) { return model.project(x); }) < 1e-6);
-    one_parameter pixels(shape<dyn, 3, 8, 8>{2});
-    CHECK(pixels.gradient_error([&](const auto& x) {
-        const auto e = model.project(model.block(1, model.block(0, model.embed(x))));
-        return e / norm(e);
-    }) < 1e-6);
+    const either<clip_vision<config, double>, clip_vision<config, real, backend>> model{
+        clip_vision<config, double>(random_weights{}), clip_vision<config, real, backend>(random_weights{})};
+    const auto tokens = normal_parameter<double>(shape<dyn, 12>{2 * config::tokens}, 3);
+    const auto pixels = normal_parameter<double>(shape<dyn, 3, 8, 8>{2}, 3);
+    const auto check = [](const auto& stages, const auto& x) {
+        CHECK(gradient_error([&](auto zero, auto& x) { return stages(evaluate(x + zero)); }, x) <
+              gradient_tolerance<real>);
+    };
+    check([&](auto x) { return model.of(x).block(1, x); }, tokens);
+    check([&](auto x) { return model.of(x).project(x); }, tokens);
+    check(
+        [&](auto x) {
+            const auto& m = model.of(x);
+            const auto e = m.project(m.block(1, m.block(0, m.embed(x))));
+            return e / norm(e);
+        },
+        pixels);
 }
 
 // The golden model with its weights rounded to a shorter type, written in two shards; and the same numbers as floats.

@@ -126,12 +126,25 @@ TEST_CASE("hidden states and embeddings of pictures with MaPLe's prompts") {
     CHECK(relative_difference(features, golden("image_features")) < tolerance);
     CHECK(relative_difference(features, golden("image_features_f64")) < tolerance);
 
+    // Begun and finished, two batches under way where the tower is asynchronous: prompts take no wait.
+    CHECK(tower->asynchronous() == (backend_memory == space::device));
+    std::vector<float> all(size), first(size / images);
+    tower->begin(device, scratch, pixels.data(), images, 3, all.data());
+    tower->begin(device, scratch, pixels.data(), 1, 2, first.data());
+    tower->finish(all.data());
+    tower->finish(first.data());
+    CHECK(relative_difference(all, std::span(states).subspan(3 * size, size)) < tolerance);
+    CHECK(relative_difference(first, std::span(states).subspan(2 * size, first.size())) < tolerance);
+
     // In one go, and from tokens whose prompts are of no account: they are put in anew before the block.
     tower->embed(device, scratch, pixels.data(), images, x.data());
     tower->run(device, scratch, x.data(), images, 0, 1);
     for (std::size_t i = 0; i < images; ++i) std::fill_n(x.data() + (i * 19 + 17) * 128, 2 * 128, 100.0f);
     tower->run(device, scratch, x.data(), images, 1, 3);
     CHECK(relative_difference(x, std::span(states).subspan(3 * size, size)) < tolerance);
+    std::copy_n(states.begin() + std::ptrdiff_t(size), size, x.begin());
+    tower->embeddings(device, scratch, x.data(), images, 1, features.data());
+    CHECK(relative_difference(features, golden("image_features")) < tolerance);
 }
 
 TEST_CASE("embeddings of classes with MaPLe's prompts, and its logits") {

@@ -1,76 +1,22 @@
 #pragma once
-// Interventions on latents: codes of which only some latents are kept, from which some are removed, or in which some
-// are set to a value; and the statistics of what they do to an accuracy.
+// Interventions on latents: which of them can be set; and the statistics of what an intervention does to an accuracy.
+// (The codes themselves: edit_codes; in the place of a tower's tokens: sae/sae_in_place.hpp.)
 //
-//   const auto edited = psae::filter_codes(scratch, z, [](std::uint32_t latent) { return latent != 1234; });
 //   const psae::latent_value values[] = {{1234, 5.0f}};
-//   const auto steered = psae::set_codes(scratch, z, values);
+//   const auto steered = psae::edit_codes(device, scratch, z, {psae::codes_edit::action::set, values});
 //   psae::decode_rows(device, sae, steered, x, tokens);                  // tokens to go on with in place of x
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
 
-#include <psae/core/arena.hpp>
 #include <psae/core/error.hpp>
-#include <psae/sparse/codes.hpp>
+#include <psae/cpu/edit_codes.hpp>
 
 namespace psae {
-
-namespace detail {
-
-// Codes that are written entry by entry to memory of an arena.
-class codes_writer {
-public:
-    codes_writer(arena<>& scratch, std::size_t tokens, std::size_t latents, std::size_t most_entries)
-        : offsets_(scratch.allocate<std::size_t>(tokens + 1)),
-          latent_(scratch.allocate<std::uint32_t>(most_entries)),
-          value_(scratch.allocate<float>(most_entries)),
-          latents_(latents) {
-        offsets_[0] = 0;
-    }
-    void put(std::uint32_t latent, float value) {
-        latent_[entries_] = latent;
-        value_[entries_++] = value;
-    }
-    void end_token() { offsets_[++tokens_] = entries_; }
-    codes_view<float> codes() const {
-        codes_view<float> z;
-        z.tokens = tokens_, z.latents = latents_;
-        z.offsets = offsets_, z.latent = latent_, z.value = value_;
-        return z;
-    }
-
-private:
-    std::size_t* offsets_;
-    std::uint32_t* latent_;
-    float* value_;
-    std::size_t latents_, tokens_ = 0, entries_ = 0;
-};
-
-}  // namespace detail
-
-// The entries whose latent `keeps`(latent), in memory of the arena.
-template <class Keeps>
-codes_view<float> filter_codes(arena<>& scratch, const codes_view<float>& z, const Keeps& keeps) {
-    detail::codes_writer out(scratch, z.tokens, z.latents, z.offsets[z.tokens] - z.offsets[0]);
-    for (std::size_t t = 0; t < z.tokens; ++t) {
-        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i)
-            if (keeps(z.latent[i])) out.put(z.latent[i], z.value[i]);
-        out.end_token();
-    }
-    return out.codes();
-}
-
-// A latent and the value it is set to.
-struct latent_value {
-    std::uint32_t latent;
-    float value;
-};
 
 // psae::error unless these can be set in codes of so many latents: latents that exist, each once and ascending, finite
 // values.
@@ -83,24 +29,6 @@ inline void require_settable(std::span<const latent_value> values, std::size_t l
         if (i > 0 && f <= values[i - 1].latent)
             throw error("latents to set are not ascending", where, "expected each of them once");
     }
-}
-
-// The codes with those latents at those values on every token, the others as they are, in memory of the arena.
-// psae::error as require_settable.
-inline codes_view<float> set_codes(arena<>& scratch, const codes_view<float>& z, std::span<const latent_value> values) {
-    require_settable(values, z.latents);
-    detail::codes_writer out(scratch, z.tokens, z.latents,
-                             z.offsets[z.tokens] - z.offsets[0] + z.tokens * values.size());
-    for (std::size_t t = 0; t < z.tokens; ++t) {
-        auto next = values.begin();
-        for (std::size_t i = z.offsets[t]; i < z.offsets[t + 1]; ++i) {
-            for (; next != values.end() && next->latent < z.latent[i]; ++next) out.put(next->latent, next->value);
-            if (next == values.end() || next->latent != z.latent[i]) out.put(z.latent[i], z.value[i]);
-        }
-        for (; next != values.end(); ++next) out.put(next->latent, next->value);
-        out.end_token();
-    }
-    return out.codes();
 }
 
 // 95% intervals.

@@ -99,8 +99,7 @@ inline std::vector<double> explained_values(const cpu& device, arena<>& scratch,
                                             float* tokens, std::size_t images) {
     const std::size_t p = image.direction.size();
     std::vector<float> embeds(images * p);
-    image.tower.run(device, scratch, tokens, images, image.layer, image.tower.layers());
-    image.tower.project(device, scratch, tokens, images, embeds.data(), true);
+    image.tower.embeddings(device, scratch, tokens, images, image.layer, embeds.data());
     std::vector<double> values(images);
     for (std::size_t i = 0; i < images; ++i)
         for (std::size_t k = 0; k < p; ++k) values[i] += double(embeds[i * p + k]) * double(image.direction[k]);
@@ -121,13 +120,10 @@ inline logit_attribution attribute_logit(const cpu& device, arena<>& scratch, co
     const detail::attribution_path path(device, scratch, image);
     const codes_view<float>& z = image.z;
     const std::size_t size = path.end.size(), m = std::max<std::size_t>(steps, 1);
-    std::vector<float> tokens(2 * size), gradient(size), mean(size);
-    for (std::size_t s = 0; s < m; ++s) {
-        const double absent = steps == 0 ? 0 : 1 - (double(s) + 0.5) / double(m);
-        for (std::size_t i = 0; i < size; ++i) tokens[i] = path.end[i] - float(absent) * path.change[i];
-        image.tower.differentiate(device, scratch, tokens.data(), image.layer, image.direction.data(), gradient.data());
-        for (std::size_t i = 0; i < size; ++i) mean[i] += gradient[i] / float(m);
-    }
+    std::vector<float> absent, tokens(2 * size), mean(size);
+    for (std::size_t s = 0; s < m; ++s) absent.push_back(steps == 0 ? 0 : float(1 - (double(s) + 0.5) / double(m)));
+    image.tower.differentiate_path(device, scratch, path.end.data(), path.change.data(), absent, image.layer,
+                                   image.direction.data(), mean.data());
     for (std::size_t i = 0; i < size; ++i) {
         tokens[i] = path.end[i];
         tokens[size + i] = path.end[i] - path.change[i];

@@ -13,9 +13,9 @@
 
 namespace psae {
 
-// Whether encoders screen pre-activations by a product of bf16 before they compute those that matter in float. The codes
-// are the same to the rounding of float.
-enum class screening { where_faster, never, always };
+// By what cheaper product encoders screen pre-activations before they compute those that matter in float. The codes are
+// the same to the rounding of float.
+enum class screening { where_faster, never, by_bf16, by_int16 };
 
 struct cpu {
     static constexpr space memory = space::host;

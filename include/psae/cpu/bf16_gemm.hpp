@@ -175,6 +175,12 @@ inline void round_to_bf16(const cpu& device, bf16* out, const float* x, std::siz
     });
 }
 
+// x [count] for several products; here each rounds its own.
+template <class T>
+const T* operand_of_products(const cpu&, arena<>&, const T* x, std::size_t) {
+    return x;
+}
+
 // C [M, N] (+)= op(A) op(B) without gaps, in the precision of the device; rounded operands stand in scratch memory.
 template <class T>
 void product(const cpu& device, arena<>& scratch, bool transpose_a, bool transpose_b, std::size_t M, std::size_t N,

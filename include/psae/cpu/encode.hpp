@@ -2,9 +2,9 @@
 // Encode and select on the CPU. The pre-activations h = x W^T + b are made for one chunk of latents at a time, and what
 // the activation keeps is compacted while the chunk is still in cache; no [tokens, latents] matrix is ever in memory.
 //
-// Where the machine is faster at products of bf16, the pre-activations are screened by such a product: it says between
-// which bounds h lies, latents that cannot be kept whatever h is are dropped, and h is computed in float for the others
-// alone (pre_activations.hpp). What is kept is the same up to the rounding of h.
+// Where the machine is faster at products of bf16 or of whole numbers of 16 bits, the pre-activations are screened by
+// such a product: it says between which bounds h lies, latents that cannot be kept whatever h is are dropped, and h is
+// computed in float for the others alone (pre_activations.hpp). What is kept is the same up to the rounding of h.
 
 #include <algorithm>
 #include <atomic>
@@ -170,7 +170,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
         };
         count();
         if constexpr (Pre::is_screened)
-            if (!chunk.is_exact && Pre::too_many(p->starts[tokens], tokens * chunk.count)) {
+            if (!chunk.is_exact && computes_too_many(p->starts[tokens], tokens * chunk.count)) {
                 pre.make_exact(chunk);
                 count();
             }
@@ -313,7 +313,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
                 if (have >= k && bound == ranking.unbounded) prune(t);
             });
             if constexpr (Pre::is_screened)
-                if (Pre::too_many(computed, tokens * latent_of.count)) pre.give_up();
+                if (computes_too_many(computed, tokens * latent_of.count)) pre.give_up();
         });
     each_token(device, tokens, [&](std::size_t t) {
         if constexpr (Pre::is_screened) {
@@ -368,7 +368,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
         if (ra != rc) return ra > rc;
         return a.latent != c.latent ? a.latent < c.latent : a.token < c.token;
     };
-    const std::size_t chunk_room = tokens * std::min(encode_chunk(tokens), latent_of.count);
+    const std::size_t chunk_room = tokens * encode_chunk(tokens, latent_of.count);
     const std::size_t wanted = std::min(activation.batch_entries(tokens), tokens * latent_of.count);
     const std::size_t most = wanted + wanted / 2;  // what may stay behind a chunk
     auto* candidates = scratch.allocate<batch_candidate>(most + chunk_room);
@@ -462,7 +462,7 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
                 keep_exactly();
             }
             if constexpr (Pre::is_screened)
-                if (Pre::too_many(computed, tokens * latent_of.count)) pre.give_up();
+                if (computes_too_many(computed, tokens * latent_of.count)) pre.give_up();
         });
     prune();
     if constexpr (Pre::is_screened) make_exact();
@@ -497,17 +497,21 @@ void select(cpu& device, arena<>& scratch, codes_view<T>& z, std::size_t tokens,
 
 }  // namespace detail
 
-// Whether the pre-activations of so many tokens and latents are screened. Where it is left to the machine, not those of
-// products so small that setting one up in bf16 would show (some milliseconds of work), nor where so many latents are
-// kept that computing them one by one would cost what the product does.
+// What the pre-activations of so many tokens and latents are screened by, screening::never if they are not. Where it is
+// left to the machine, not those of products so small that setting one up would show (some milliseconds of work), nor
+// where so many latents are kept that computing them one by one would cost what the product does.
 template <class Activation>
-bool screens(const cpu& device, const Activation& activation, std::size_t tokens, std::size_t latents, std::size_t d) {
-    if (device.screening != screening::where_faster) return device.screening == screening::always;
+screening screened_by(const cpu& device, const Activation& activation, std::size_t tokens, std::size_t latents,
+                      std::size_t d) {
+    if (device.screening != screening::where_faster) return device.screening;
     std::size_t kept = 0;
     if constexpr (detail::selects_per_token<Activation>) kept = tokens * std::min(activation.k, latents);
     else if constexpr (detail::selects_per_batch<Activation>) kept = activation.batch_entries(tokens);
-    return multiplies_bf16_faster() && double(tokens) * double(latents) * double(d) > 1e8 &&
-           !detail::screened_pre_activations::too_many(kept, tokens * latents);
+    if (double(tokens) * double(latents) * double(d) <= 1e8 || detail::computes_too_many(kept, tokens * latents))
+        return screening::never;
+    return multiplies_bf16_faster()    ? screening::by_bf16
+           : multiplies_int16_faster() ? screening::by_int16
+                                       : screening::never;
 }
 
 // Codes of x [tokens, d] under an activation, with W: [latents, d], b: [latents]; of the latents of a set alone unless
@@ -526,9 +530,20 @@ void encode(cpu& device, arena<>& scratch, codes_view<T>& z, const T* x, std::si
             detail::select(device, scratch, z, tokens, pre, encoded, activation, least_rank);
         else detail::select(device, scratch, z, tokens, pre, encoded, activation);
     };
-    if constexpr (std::is_same_v<T, float> && detail::is_rising<Activation>())
-        if (screens(device, activation, tokens, encoded.count, d))
-            return select(detail::screened_pre_activations(device, scratch, x, tokens, d, W, b, encoded));
+    if constexpr (std::is_same_v<T, float> && detail::is_rising<Activation>()) {
+        const auto select_by = [&](detail::screen&& by) {
+            select(detail::screened_pre_activations(device, scratch, x, tokens, d, W, b, encoded, by));
+        };
+        const std::size_t chunk = detail::encode_chunk(tokens, encoded.count);
+        switch (screened_by(device, activation, tokens, encoded.count, d)) {
+            case screening::by_bf16:
+                return select_by(detail::bf16_screen(device, scratch, tokens, d, chunk));
+            case screening::by_int16:
+                return select_by(detail::int16_screen(device, scratch, tokens, d, chunk));
+            default:
+                break;
+        }
+    }
     select(detail::exact_pre_activations<T>(device, scratch, x, tokens, d, W, b, encoded));
 }
 

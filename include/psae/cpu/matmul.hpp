@@ -65,6 +65,8 @@ template <>
 struct weights_of<cpu> {
     template <class T, class Shape>
     using packed = packed_matrix<T, Shape>;
+    template <class T, class Shape>
+    using bias = tensor<T, Shape>;
 };
 
 namespace detail {

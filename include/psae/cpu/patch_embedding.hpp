@@ -90,4 +90,13 @@ void class_tokens_adjoint(cpu&, T* dx, const T* g, std::size_t images, std::size
         for (std::size_t c = 0; c < d; ++c) dx[i * tokens * d + c] += g[i * d + c];
 }
 
+// out[i, at + r, :] = rows[i * stride + r, :] for r < count: rows among the `tokens` of each image; stride 0 puts the
+// same ones into all. out: [images, tokens, d].
+template <class T>
+void put_rows(cpu& device, T* out, std::size_t images, std::size_t tokens, std::size_t at, const T* rows,
+              std::size_t stride, std::size_t count, std::size_t d) {
+    device.parallel_for(
+        images, [&](std::size_t i) { std::copy_n(rows + i * stride * d, count * d, out + (i * tokens + at) * d); });
+}
+
 }  // namespace psae

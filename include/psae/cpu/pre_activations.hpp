@@ -1,14 +1,14 @@
 #pragma once
-// The pre-activations h = x W^T + b of a batch, made for one chunk of latents at a time: either as one float product, or
-// screened: by a product of bf16 that says between which bounds each h lies, so that h itself need be computed only
-// where the bounds do not decide.
+// The pre-activations h = x W^T + b of a batch, made for one chunk of latents at a time: either as one float product,
+// or screened: by a cheaper product, of bf16 or of whole numbers of 16 bits, that says between which bounds each h
+// lies, so that h itself need be computed only where the bounds do not decide.
 //
-// The bound. Let x' and w' be x and w rounded to bf16. Then
+// The bound. Let x' and w' be x and w as they are rounded for it. Then
 //   |w x - w' x'| = |(w - w') x' + w (x - x')| <= |w - w'| |x'| + |w| |x - x'|          (Euclidean norms)
 // where the norms of what rounding took off are computed, not estimated. A sum of d products in any order, with u the
-// rounding of a float, is off by at most d u |w'| |x'|; the bound is for two such sums (this one and the float product
-// that h itself would come from), doubled. Norms have d times the least normal float added under the root, for squares
-// that vanish, and every bound a thousandth.
+// rounding of a float, is off by at most d u |w'| |x'| (of whole numbers it is exact, and 3 u for making it a float);
+// the bound is for two such sums (this one and the float product that h itself would come from), doubled. Norms have d
+// times the least normal float added under the root, for squares that vanish, and every bound a thousandth.
 
 #include <algorithm>
 #include <atomic>
@@ -16,18 +16,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <optional>
 
-#include <psae/cpu/bf16_gemm.hpp>
 #include <psae/cpu/codes.hpp>
 #include <psae/cpu/gemm.hpp>
+#include <psae/cpu/screen.hpp>
 
 namespace psae::detail {
 
 // Latents per chunk so that a tile [tokens, chunk] of floats takes about 4 MiB.
-inline std::size_t encode_chunk(std::size_t tokens) {
+inline std::size_t encode_chunk(std::size_t tokens, std::size_t latents) {
     const std::size_t chunk = (std::size_t{1} << 20) / std::max<std::size_t>(tokens, 1) / 64 * 64;
-    return std::clamp<std::size_t>(chunk, 128, 1024);
+    return std::min(latents, std::clamp<std::size_t>(chunk, 128, 1024));
 }
 
 // The latents that are encoded: all, or those of a set, whose places in it are the columns.
@@ -71,7 +70,7 @@ public:
     // f(chunk) for all columns, in order.
     template <class F>
     void each_chunk(const F& f) {
-        const std::size_t chunk = encode_chunk(tokens_);
+        const std::size_t chunk = encode_chunk(tokens_, among_.count);
         T* tile = scratch_.template allocate<T>(tokens_ * chunk);
         T* bias = scratch_.template allocate<T>(chunk);
         T* gathered = among_.index == nullptr ? nullptr : scratch_.template allocate<T>(chunk * d_);
@@ -102,7 +101,7 @@ protected:
     encoded_latents among_;
 };
 
-// A chunk of bf16 products and the bounds that follow from them. An exact one has bounds of width 0 (whatever the norms
+// A chunk of such products and the bounds that follow from them. An exact one has bounds of width 0 (whatever the norms
 // of its tokens, which may be infinite).
 struct screened_chunk {
     struct row {
@@ -129,23 +128,22 @@ public:
     static constexpr bool is_screened = true;
 
     screened_pre_activations(cpu& device, arena<>& scratch, const float* x, std::size_t tokens, std::size_t d,
-                             const float* W, const float* b, encoded_latents among)
+                             const float* W, const float* b, encoded_latents among, screen& by)
         : exact_pre_activations(device, scratch, x, tokens, d, W, b, among),
-          rounded_x_(scratch.allocate<bf16>(tokens * d)),
+          screen_(by),
           norm_(scratch.allocate<float>(tokens)),
           rest_(scratch.allocate<float>(tokens)) {
         each_token(device, tokens, [&](std::size_t t) {
-            const norms of_token = round(x + t * d, d, rounded_x_ + t * d);
+            const rounded_norms of_token = screen_.set_token(t, x + t * d);
             norm_[t] = of_token.rounded;
             rest_[t] = of_token.rest;
-            if (!(of_token.rounded < most)) pays_ = false;
+            if (!of_token.are_within()) pays_ = false;
         });
     }
 
     template <class F>
     void each_chunk(const F& f) {
-        const std::size_t chunk = std::min(encode_chunk(tokens_), among_.count);
-        auto* rounded = scratch_.allocate<bf16>(chunk * d_);
+        const std::size_t chunk = encode_chunk(tokens_, among_.count);
         const auto floats = [&](std::size_t n) { return scratch_.allocate<float>(n); };
         float *tile = floats(tokens_ * chunk), *bias = floats(chunk), *by_norm = floats(chunk),
               *by_rest = floats(chunk), *own = floats(chunk),
@@ -153,19 +151,12 @@ public:
         float* none = floats(chunk);
         std::fill_n(none, chunk, 0.0f);
         no_width_ = none;
-        std::optional<bf16_product> product;
-        std::size_t product_columns = 0;
         for (std::size_t first = 0; first < among_.count; first += chunk) {
             const std::size_t count = std::min(chunk, among_.count - first);
             const float* rows = weights(first, count, bias, gathered);
             screened_chunk c{first, count, tile, bias, by_norm, by_rest, own, norm_, rest_, rows, false};
-            if (!pays_ || !screen(rows, count, bias, rounded, by_norm, by_rest, own)) {
-                make_exact(c);
-            } else {
-                if (product_columns != count)
-                    product.emplace(device_, false, true, tokens_, product_columns = count, d_);
-                product->run(rounded_x_, rounded, tile);
-            }
+            if (!pays_ || !set_latents(rows, count, bias, by_norm, by_rest, own)) make_exact(c);
+            else screen_.multiply(tile, count);
             f(c);
         }
     }
@@ -184,57 +175,35 @@ public:
         for (std::size_t c = 0; c < d_; ++c) sum += x[c] * w[c];
         return sum + b_[latent];
     }
-    // Whether so many pre-activations computed one by one cost about what the products of so many cost together. Then
-    // the chunks to come had better be exact.
-    static bool too_many(std::size_t computed, std::size_t of) { return computed > of / 16; }
     void give_up() { pays_ = false; }
 
 private:
-    static constexpr float most = 0x1p60f;  // of norms, so that no product of two leaves the range of float
-
-    struct norms {
-        float whole, rounded, rest;
-    };
-    // Rounds v [d] to bf16; norms of v, of what it is rounded to and of the difference, from above.
-    static norms round(const float* v, std::size_t d, bf16* out) {
-        float whole = 0, rounded = 0, rest = 0;
-#pragma omp simd reduction(+ : whole, rounded, rest)
-        for (std::size_t c = 0; c < d; ++c) {
-            out[c] = to_bf16(v[c]);
-            const float r = widen(out[c]), off = v[c] - r;
-            whole += v[c] * v[c];
-            rounded += r * r;
-            rest += off * off;
-        }
-        const auto length = float(d);
-        const auto norm = [&](float squares) {
-            return std::sqrt(squares + length * std::numeric_limits<float>::min()) * (1 + length * 0x1p-23f);
-        };
-        return {norm(whole), norm(rounded), norm(rest)};
-    }
-
     // Rounds the weights of a chunk and makes what its bounds need; false if they are too large for it.
-    bool screen(const float* rows, std::size_t count, const float* bias, bf16* rounded, float* by_norm, float* by_rest,
-                float* own) const {
+    bool set_latents(const float* rows, std::size_t count, const float* bias, float* by_norm, float* by_rest,
+                     float* own) {
         constexpr std::size_t block = 16;
         std::atomic<bool> within = true;
         device_.parallel_for((count + block - 1) / block, [&](std::size_t b) {
             for (std::size_t j = b * block; j < std::min(count, (b + 1) * block); ++j) {
-                const norms n = round(rows + j * d_, d_, rounded + j * d_);
+                const rounded_norms n = screen_.set_latent(j, rows + j * d_);
                 const float summing = (4 * float(d_) + 16) * 0x1p-24f;
                 by_norm[j] = 1.001f * (n.rest + summing * (n.whole + n.rest));
                 by_rest[j] = 1.001f * (1 + summing) * n.whole;
                 own[j] = 0x1p-21f * std::abs(bias[j]) + std::numeric_limits<float>::min();
-                if (!(n.whole < most && std::abs(bias[j]) < most)) within = false;
+                if (!(n.are_within() && std::abs(bias[j]) < rounded_norms::most)) within = false;
             }
         });
         return within;
     }
 
-    bf16* rounded_x_;
+    screen& screen_;
     float *norm_, *rest_;
     const float* no_width_ = nullptr;  // zeros
     std::atomic<bool> pays_ = true;
 };
+
+// Whether so many pre-activations computed one by one cost about what the products of so many cost together. Then the
+// chunks to come had better be exact.
+inline bool computes_too_many(std::size_t computed, std::size_t of) { return computed > of / 16; }
 
 }  // namespace psae::detail

@@ -105,7 +105,7 @@ struct attention_tile {
                 } else if (element(c) < head_width) {
                     if (add) values = load_pack<neighbours>(target);
                     for (unsigned y = 0; y < neighbours; ++y) values.of[y] += sums[i][c * neighbours + y];
-                    store_pack(target, values);
+                    store_pack_whole(target, values);
                 }
             }
         }

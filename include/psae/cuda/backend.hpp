@@ -123,6 +123,7 @@ public:
     cublasLtHandle_t blas() const { return of_->blas; }
     // Scratch memory of cuBLAS, for one product at a time of this stream.
     void* workspace() const { return of_->workspace; }
+    int number() const { return of_->number; }
     static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
     // What products have looked up (gemm.hpp).
     detail::product_plans& product_plans() const;

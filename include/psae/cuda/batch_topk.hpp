@@ -47,10 +47,9 @@ __global__ void collect_candidates_kernel(product_chunk<T> chunk, Activation act
     __shared__ unsigned long long place_of_block;
     const std::size_t token = blockIdx.x;
     const auto foot = static_cast<unsigned>(bound->foot);
-    const auto key_of = [&](unsigned j) {
-        return key_of_pre_activation(activation, chunk.pre_activation(token, j), chunk.latent(j));
-    };
-    const auto comes_in = [&](unsigned j) {
+    const T* h = chunk.row(token);
+    const auto key_of = [&](std::size_t j) { return key_of_pre_activation(activation, h[j], chunk.latent(j)); };
+    const auto comes_in = [&](std::size_t j) {
         const rank_key<T> key = key_of(j);
         return key > least_key<T> && bin_of_key(key) >= foot;
     };
@@ -66,7 +65,7 @@ __global__ void collect_candidates_kernel(product_chunk<T> chunk, Activation act
         const std::uint32_t latent = chunk.latent(j);
         candidates.token[at] = static_cast<std::uint32_t>(token);
         candidates.latent[at] = latent;
-        candidates.value[at] = value_of(activation, chunk.pre_activation(token, j), std::size_t{latent});
+        candidates.value[at] = value_of(activation, h[j], std::size_t{latent});
         candidates.key[at] = key;
     });
 }

@@ -25,9 +25,6 @@ struct bf16_attention_tile {
 };
 
 __device__ inline std::uint32_t pair_at(const bf16* p) { return *reinterpret_cast<const std::uint32_t*>(p); }
-__device__ inline std::uint32_t pair_of(bf16 first, bf16 second) {
-    return first.bits | std::uint32_t{second.bits} << 16;
-}
 
 template <unsigned width>
 __global__ void __launch_bounds__(bf16_attention_tile<width>::most_threads)
@@ -36,7 +33,8 @@ __global__ void __launch_bounds__(bf16_attention_tile<width>::most_threads)
     constexpr unsigned stride = tile::stride, step = tile::step;
     bf16 *keys = shared_memory<bf16>(), *values = keys + tile::others * stride;
     const unsigned own = blockDim.x / 32 * tile::queries, first_row = threadIdx.x / 32 * tile::queries,
-                   row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;  // see multiply_add
+                   row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;       // see multiply_add
+    const unsigned loaded_row = threadIdx.x % 8, matrix = threadIdx.x % 32 / 8;  // see load_matrices
     const attention_place at(s, own);
     const std::size_t d = s.d, tokens = s.tokens;
     const bf16* q = qkv + at.rows * 3 * d + at.column;
@@ -63,9 +61,11 @@ __global__ void __launch_bounds__(bf16_attention_tile<width>::most_threads)
         for (unsigned from = 0; !idle && from < tile::others && start + from < end; from += step) {
             float scores[step / 8][4] = {};
             for (unsigned j = 0; j < step / 8; ++j)
-                for (unsigned k = 0; k < width / 16; ++k) {
-                    const bf16* key = keys + (from + j * 8 + row) * stride + k * 16 + pair;
-                    multiply_add(scores[j], queries[k], {pair_at(key), pair_at(key + 8)});
+                for (unsigned k = 0; k < width / 16; k += 2) {
+                    std::uint32_t key[4];
+                    load_matrices<false>(key, keys + (from + j * 8 + loaded_row) * stride + k * 16 + matrix * 8);
+                    multiply_add(scores[j], queries[k], {key[0], key[1]});
+                    multiply_add(scores[j], queries[k + 1], {key[2], key[3]});
                 }
             for (unsigned half = 0; half < 2; ++half) {
                 float now = most[half];
@@ -95,10 +95,12 @@ __global__ void __launch_bounds__(bf16_attention_tile<width>::most_threads)
                 const auto &left = scores[2 * j], &right = scores[2 * j + 1];
                 const std::uint32_t weights[4] = {rounded_pair(left[0], left[1]), rounded_pair(left[2], left[3]),
                                                   rounded_pair(right[0], right[1]), rounded_pair(right[2], right[3])};
-                for (unsigned c = 0; c < width / 8; ++c) {
-                    const bf16* value = values + (from + j * 16 + pair) * stride + c * 8 + row;
-                    multiply_add(result[c], weights,
-                                 {pair_of(value[0], value[stride]), pair_of(value[8 * stride], value[9 * stride])});
+                for (unsigned c = 0; c < width / 8; c += 2) {
+                    std::uint32_t value[4];
+                    load_matrices<true>(
+                        value, values + (from + j * 16 + matrix % 2 * 8 + loaded_row) * stride + (c + matrix / 2) * 8);
+                    multiply_add(result[c], weights, {value[0], value[1]});
+                    multiply_add(result[c + 1], weights, {value[2], value[3]});
                 }
             }
         }
@@ -107,11 +109,12 @@ __global__ void __launch_bounds__(bf16_attention_tile<width>::most_threads)
     for (unsigned half = 0; half < 2; ++half) {
         float sum = total[half];
         for (int distance = 1; distance < 4; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+        const float inverse = 1 / sum;
         if (query + half * 8 >= tokens) continue;
         bf16* target = out + (at.rows + query + half * 8) * d + at.column;
         for (unsigned c = 0; c < width / 8; ++c) {
             const unsigned column = c * 8 + pair;
-            const std::uint32_t values = rounded_pair(result[c][2 * half] / sum, result[c][2 * half + 1] / sum);
+            const std::uint32_t values = rounded_pair(result[c][2 * half] * inverse, result[c][2 * half + 1] * inverse);
             if (s.wide) {
                 if (column < s.width) *reinterpret_cast<std::uint32_t*>(target + column) = values;
             } else {

@@ -96,7 +96,12 @@ __global__ void add_columns_of_blocks_kernel(Sum* sums, const Sum* partial, std:
     const std::size_t c = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (c >= cols) return;
     Sum sum = add ? sums[c] : Sum(0);
-    for (std::size_t b = 0; b < blocks; ++b) sum += partial[b * cols + c];
+    constexpr unsigned together = 16;  // loads that are under way at once
+    for (std::size_t b = 0; b < blocks; b += together) {
+        Sum some[together];
+        for (unsigned i = 0; i < together; ++i) some[i] = b + i < blocks ? partial[(b + i) * cols + c] : Sum(0);
+        for (const Sum one : some) sum += one;
+    }
     sums[c] = sum;
 }
 // sums[c] (+)= sum over rows of term(row, c); term is called once for each place and may write there. sums: [cols].
@@ -374,7 +379,12 @@ __global__ void count_active_entries_kernel(std::uint32_t* fired, codes_view<T> 
 template <class Sum, class Index>
 __global__ void __launch_bounds__(1024) count_all_active_kernel(Sum* active, const Index* fired, std::size_t latents) {
     unsigned long long own = 0;
-    for (std::size_t f = threadIdx.x; f < latents; f += blockDim.x) own += fired[f];
+    constexpr unsigned together = 8;  // loads that are under way at once
+    for (std::size_t from = threadIdx.x; from < latents; from += std::size_t{together} * blockDim.x)
+        for (unsigned i = 0; i < together; ++i) {
+            const std::size_t f = from + std::size_t{i} * blockDim.x;
+            own += f < latents ? fired[f] : 0;
+        }
     own = sum_of_row(own, 1024);
     if (threadIdx.x == 0) *active = static_cast<Sum>(own);
 }
@@ -601,18 +611,20 @@ template <class T>
 void add_gradient_rows(const cuda& device, const parameter_gradient<T>& g, std::size_t first, std::size_t count,
                        std::size_t cols, T* rows) {
     using namespace detail;
-    const gradient_parts<T> parts = flatten(g);
-    if (parts.empty()) return;
-    if (cols == 1) {
-        constexpr unsigned rows_of_block = 8;
-        launch(device, add_gradient_to_numbers_kernel<T>, blocks_of(count, rows_of_block), 32 * rows_of_block, 0, rows,
-               parts, first, count);
-        return;
-    }
-    const bool wide = has_wide_rows(rows, cols) && has_wide_rows(parts, cols);
-    launch(device, wide ? add_gradient_to_rows_kernel<wide_pack<T>, T> : add_gradient_to_rows_kernel<1, T>,
-           blocks_of(count, 1), row_threads(wide ? cols / wide_pack<T> : cols, 256).threads, 0, rows, parts, first,
-           cols);
+    each_piece(g, first, first + count, [&](std::size_t from, std::size_t end, const gradient_parts<T>& parts) {
+        if (parts.empty()) return;
+        T* to = rows + (from - first) * cols;
+        if (cols == 1) {
+            constexpr unsigned rows_of_block = 8;
+            launch(device, add_gradient_to_numbers_kernel<T>, blocks_of(end - from, rows_of_block), 32 * rows_of_block,
+                   0, to, parts, from, end - from);
+            return;
+        }
+        const bool wide = has_wide_rows(to, cols) && has_wide_rows(parts, cols);
+        launch(device, wide ? add_gradient_to_rows_kernel<wide_pack<T>, T> : add_gradient_to_rows_kernel<1, T>,
+               blocks_of(end - from, 1), row_threads(wide ? cols / wide_pack<T> : cols, 256).threads, 0, to, parts,
+               from, cols);
+    });
 }
 
 }  // namespace psae

@@ -25,18 +25,17 @@ inline double dense_from_share(const cuda&) { return 1.0 / 24; }
 
 namespace detail {
 
-// Adds the biases and makes values of the products in a tile; counts what is active.
+// Makes values of the pre-activations in a tile; counts what is active.
 template <class T, class Activation, class LatentOf>
 struct activate_in_tile {
     static constexpr bool everywhere = is_everywhere<Activation>();
     T* tile;
-    const T* b;
     std::size_t count;
     Activation activation;
     LatentOf latent_of;
     __device__ std::uint32_t operator()(std::size_t token, std::size_t j) const {
         T& place = tile[token * count + j];
-        const T h = place + b[j];
+        const T h = place;
         const std::size_t latent = latent_of(j);
         const bool active = is_active(activation, h, latent);
         place = active || everywhere ? value_of(activation, h, latent) : T(0);
@@ -55,14 +54,14 @@ inline std::size_t encode_tile_latents(const cuda& device, std::size_t tokens, s
 // active (unless the activation is `everywhere`); fired[j] = for how many tokens latent j is, unless null. W: [count,
 // d], b: [count]; column j is the latent latent_of(j).
 template <class T, class Activation, class LatentOf>
-void encode_tile(const cuda& device, arena<space::device>& scratch, T* tile, std::uint32_t* fired, const T* x,
-                 std::size_t tokens, std::size_t d, const T* W, const T* b, std::size_t count,
-                 const Activation& activation, const LatentOf& latent_of) {
-    product(device, scratch, false, true, tokens, count, d, x, W, write::overwrite, tile);
+void encode_tile(const cuda& device, arena<space::device>& scratch, T* tile, std::uint32_t* fired,
+                 std::type_identity_t<product_operand<T>> x, std::size_t tokens, std::size_t d, const T* W, const T* b,
+                 std::size_t count, const Activation& activation, const LatentOf& latent_of) {
+    product(device, scratch, false, true, tokens, count, d, x, W, write::overwrite, tile, b);
     const auto mark = scratch.position();
     if (fired == nullptr) fired = scratch.allocate<std::uint32_t>(count);
     detail::sum_columns(device, scratch, fired, tokens, count,
-                        detail::activate_in_tile<T, Activation, LatentOf>{tile, b, count, activation, latent_of},
+                        detail::activate_in_tile<T, Activation, LatentOf>{tile, count, activation, latent_of},
                         write::overwrite);
     scratch.release_to(mark);
 }
@@ -85,7 +84,7 @@ double active_share(const cuda& device, arena<space::device>& scratch, const T* 
     detail::gather(device, some_x, x, rows, d, tokens_of);
     detail::gather(device, some_W, W, columns, d, latents_of);
     detail::gather(device, some_b, b, columns, 1, latents_of);
-    encode_tile(device, scratch, tile, fired, static_cast<const T*>(some_x), rows, d, static_cast<const T*>(some_W),
+    encode_tile(device, scratch, tile, fired, some_x, rows, d, static_cast<const T*>(some_W),
                 static_cast<const T*>(some_b), columns, activation, latents_of);
     std::array<std::uint32_t, most_columns> of_latent;
     download(device, of_latent.data(), fired, columns);
@@ -156,16 +155,15 @@ template <class T, class Activation>
 __global__ void keep_active_kernel(product_chunk<T> chunk, Activation activation, std::size_t room,
                                    std::uint32_t* latents, T* values, std::size_t* counts) {
     const std::size_t token = blockIdx.x, have = counts[token];
-    const auto active = [&](unsigned j) {
-        return is_active(activation, chunk.pre_activation(token, j), std::size_t{chunk.latent(j)});
-    };
+    const T* h = chunk.row(token);
+    const auto active = [&](std::size_t j) { return is_active(activation, h[j], std::size_t{chunk.latent(j)}); };
     const wanted_columns found = count_wanted(chunk.known(), active);
     take_wanted(found, active, [&](unsigned place, unsigned j) {
         if (have + place >= room) return;
         const std::uint32_t latent = chunk.latent(j);
         const std::size_t at = token * room + have + place;
         latents[at] = latent;
-        values[at] = value_of(activation, chunk.pre_activation(token, j), std::size_t{latent});
+        values[at] = value_of(activation, h[j], std::size_t{latent});
     });
     if (threadIdx.x == 0) counts[token] = have + found.total;
 }
@@ -261,15 +259,16 @@ __global__ void keep_largest_kernel(product_chunk<T> chunk, Activation activatio
     T* own_values = values + token * room;
     const auto have = static_cast<unsigned>(counts[token]);
     const key bound = bounds[token];
-    const auto comes_in = [&](unsigned j) {
-        return key_of_pre_activation(activation, chunk.pre_activation(token, j), chunk.latent(j)) > bound;
+    const T* h = chunk.row(token);
+    const auto comes_in = [&](std::size_t j) {
+        return key_of_pre_activation(activation, h[j], chunk.latent(j)) > bound;
     };
     const wanted_columns found = count_wanted(chunk.known(), comes_in);
     if (found.total == 0) return;
     take_wanted(found, comes_in, [&](unsigned place, unsigned j) {
         const std::uint32_t latent = chunk.latent(j);
         own_latents[have + place] = latent;
-        own_values[have + place] = value_of(activation, chunk.pre_activation(token, j), std::size_t{latent});
+        own_values[have + place] = value_of(activation, h[j], std::size_t{latent});
     });
     const unsigned count = have + found.total;
     if (count <= k) {

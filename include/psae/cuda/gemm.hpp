@@ -254,21 +254,54 @@ inline const bf16* rounded(const cuda& device, arena<space::device>& scratch, co
     return copy;
 }
 
-// C [M, N] (+)= op(A) op(B) without gaps, in the precision of the device; rounded operands stand in scratch memory.
+// What `product` multiplies: numbers, and where they have been rounded to bf16 already.
+template <class T>
+struct product_operand {
+    const T* values;
+    const bf16* rounded = nullptr;
+
+    product_operand(const T* x) : values(x) {}
+    product_operand(const T* x, const bf16* y) : values(x), rounded(y) {}
+    // Without the first `count` numbers.
+    product_operand from(std::size_t count) const {
+        return {values + count, rounded == nullptr ? nullptr : rounded + count};
+    }
+};
+
+// x [count] for several products in the precision of the device: where that is bf16, rounded once, in scratch memory.
+template <class T>
+product_operand<T> operand_of_products(const cuda& device, arena<space::device>& scratch, const T* x,
+                                       std::size_t count) {
+    if constexpr (std::is_same_v<T, float>)
+        if (device.products == precision::bf16) return {x, rounded(device, scratch, x, count)};
+    return x;
+}
+
+// C [M, N] (+)= op(A) op(B) + bias without gaps, in the precision of the device; operands that are still to be rounded
+// are in scratch memory. bias: [N], or null.
 template <class T>
 void product(const cuda& device, arena<space::device>& scratch, bool transpose_a, bool transpose_b, std::size_t M,
-             std::size_t N, std::size_t K, const T* A, const T* B, write mode, T* C) {
-    const std::size_t lda = transpose_a ? M : K, ldb = transpose_b ? K : N;
-    const T beta = mode == write::add ? T(1) : T(0);
-    if constexpr (std::is_same_v<T, float>)
-        if (device.products == precision::bf16) {
-            const auto mark = scratch.position();
-            const bf16 *a = rounded(device, scratch, A, M * K), *b = rounded(device, scratch, B, N * K);
-            gemm(device, transpose_a, transpose_b, M, N, K, 1.0f, a, lda, b, ldb, beta, C, N);
-            scratch.release_to(mark);
-            return;
-        }
-    gemm(device, transpose_a, transpose_b, M, N, K, T(1), A, lda, B, ldb, beta, C, N);
+             std::size_t N, std::size_t K, std::type_identity_t<product_operand<T>> A,
+             std::type_identity_t<product_operand<T>> B, write mode, T* C,
+             const std::type_identity_t<T>* bias = nullptr) {
+    using namespace detail;
+    const bool in_epilogue = N > 1 && K > 1;  // cuBLASLt is not asked to add to products of vectors
+    const auto multiply = [&](const auto* a, const auto* b) {
+        gemm(device, transpose_a, transpose_b, M, N, K, T(1), a, transpose_a ? M : K, b, transpose_b ? K : N,
+             mode == write::add ? T(1) : T(0), C, N, {in_epilogue ? bias : nullptr, nullptr});
+    };
+    const auto mark = scratch.position();
+    if constexpr (std::is_same_v<T, float>) {
+        if (device.products == precision::bf16)
+            multiply(A.rounded != nullptr ? A.rounded : rounded(device, scratch, A.values, M * K),
+                     B.rounded != nullptr ? B.rounded : rounded(device, scratch, B.values, N * K));
+        else multiply(A.values, B.values);
+    } else {
+        multiply(A.values, B.values);
+    }
+    scratch.release_to(mark);
+    if (bias != nullptr && !in_epilogue)
+        launch(device, scale_kernel<T, sum_of_products<T>>, static_cast<unsigned>(M), 256, 0, C, C, bias, N, N, T(1));
 }
 
 }  // namespace psae

@@ -1,8 +1,11 @@
 #pragma once
 // Rows of a parameter's gradient on the GPU: its parts as a kernel takes them, and their sum at some elements of a row.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include <psae/cuda/rows.hpp>
 #include <psae/grad/tape.hpp>
@@ -32,12 +35,17 @@ struct gradient_parts {
 };
 
 template <class T>
-gradient_parts<T> flatten(const parameter_gradient<T>& g) {
+bool has_rows(const outer_product<T>& p, std::size_t first, std::size_t end) {
+    return p.range.first < end && p.range.end > first;
+}
+
+// The parts that rows first .. end of a gradient have.
+template <class T>
+gradient_parts<T> flatten(const parameter_gradient<T>& g, std::size_t first, std::size_t end) {
     gradient_parts<T> parts{};
     if (g.written) parts.dense = g.data;
     for (const outer_product<T>* p = g.products; p != nullptr; p = p->next) {
-        if (parts.product_count == parts.most_products)
-            throw error("a parameter has too many uses with codes", "its gradient on the GPU", "at most 32");
+        if (!has_rows(*p, first, end)) continue;
         const codes_view<T>& z = *p->codes;
         parts.products[parts.product_count++] = {z.latent_offsets, z.token_by_latent, z.entry_by_latent,
                                                  p->weights,       p->rows,           p->range};
@@ -49,6 +57,32 @@ gradient_parts<T> flatten(const parameter_gradient<T>& g) {
         parts.multiples[parts.multiple_count++] = {m->slope->data, m->divisor, m->rows};
     }
     return parts;
+}
+
+// Where the rows from `first` on, at most to `end`, have as many products as a kernel takes. Where each prefix of the
+// latents has products of its own there may be more of them, but few have the same rows.
+template <class T>
+std::size_t end_of_piece(const parameter_gradient<T>& g, std::size_t first, std::size_t end) {
+    constexpr std::size_t most = gradient_parts<T>::most_products;
+    std::vector<std::size_t> starts;
+    for (const outer_product<T>* p = g.products; p != nullptr; p = p->next)
+        if (has_rows(*p, first, end)) starts.push_back(std::max(first, p->range.first));
+    if (starts.size() <= most) return end;
+    std::nth_element(starts.begin(), starts.begin() + most, starts.end());
+    if (starts[most] == first)
+        throw error("a row of a parameter has too many uses with codes", "its gradient on the GPU",
+                    "at most " + std::to_string(most));
+    return starts[most];
+}
+
+// f(first, end, parts) for pieces of the rows first .. end of a gradient, one after the other.
+template <class T, class F>
+void each_piece(const parameter_gradient<T>& g, std::size_t first, std::size_t end, const F& f) {
+    while (first < end) {
+        const std::size_t next = end_of_piece(g, first, end);
+        f(first, next, flatten(g, first, next));
+        first = next;
+    }
 }
 
 // Whether all parts have rows that can be read 16 bytes at a time.
@@ -80,8 +114,11 @@ __device__ void add_gradient_elements(row_pack<T, width>& sum, const gradient_pa
             for (; c == 0 && first < end; ++first) sum.of[0] += product.weights[product.entry_by_latent[first]];
             continue;
         }
-        // The rows of some entries are under way at once, and with them what leads to the next.
-        constexpr unsigned together = 4;
+        // The rows of some entries are under way at once, and with them what leads to the next. Sums of blocks are summed:
+        // added one by one, the entries of a latent that fires for thousands of like tokens would round one way.
+        constexpr unsigned together = 4, rounds_of_block = 16;
+        row_pack<T, width> block{};
+        unsigned rounds = 0;
         T weight[together];
         std::uint32_t token[together];
         const auto fetch = [&](std::size_t from) {
@@ -99,8 +136,13 @@ __device__ void add_gradient_elements(row_pack<T, width>& sum, const gradient_pa
                 if (now[i] != 0) source[i] = load_pack<width>(product.rows + token[i] * cols + c);
             }
             fetch(first + together);
-            for (unsigned i = 0; i < together; ++i) add_multiple(sum, now[i], source[i]);
+            for (unsigned i = 0; i < together; ++i) add_multiple(block, now[i], source[i]);
+            if (++rounds % rounds_of_block == 0) {
+                add_multiple(sum, T(1), block);
+                block = {};
+            }
         }
+        add_multiple(sum, T(1), block);
     }
     for (unsigned m = 0; m < g.multiple_count; ++m) {
         const auto& multiple = g.multiples[m];

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(most_norm_threads)
         row_pack<Out, width> result;
         for (unsigned i = 0; i < width; ++i)
             result.of[i] = element_cast<Out>((values.of[i] - mean) * scale * gains.of[i] + biases.of[i]);
-        store_pack(out + r * d + c, result);
+        store_pack_whole(out + r * d + c, result);
     });
     if (means != nullptr && present && thread == 0) {
         means[r] = mean;

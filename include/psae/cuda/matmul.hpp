@@ -12,6 +12,23 @@
 
 namespace psae {
 
+// Numbers that do not change, in bf16: rounded when they are first asked for.
+class rounded_copy {
+public:
+    const bf16* of(const cuda& device, const float* x, std::size_t count) const {
+        if (memory_.size() == 0) {
+            device.make_current();
+            memory_ = tensor<bf16, shape<dyn>, space::device>(shape<dyn>{count});
+            round_to_bf16(device, memory_.data(), x, count);
+            device.synchronise();  // other streams may read it next
+        }
+        return memory_.data();
+    }
+
+private:
+    mutable tensor<bf16, shape<dyn>, space::device> memory_;
+};
+
 // Frozen weights [out, in] in device memory, row-major: what packed weights are on the CPU.
 template <class T, class Shape>
 class device_matrix {
@@ -32,26 +49,42 @@ public:
     std::size_t rows() const { return memory_.rows(); }
     std::size_t cols() const { return memory_.cols(); }
     const T* data() const { return memory_.data(); }
-    // The weights in bf16, rounded when they are first asked for.
     const bf16* rounded(const cuda& device) const requires std::is_same_v<T, float> {
-        if (rounded_.size() == 0) {
-            device.make_current();
-            rounded_ = tensor<bf16, psae::shape<dyn>, space::device>(psae::shape<dyn>{memory_.size()});
-            round_to_bf16(device, rounded_.data(), memory_.data(), memory_.size());
-            device.synchronise();  // other streams may read it next
-        }
-        return rounded_.data();
+        return rounded_.of(device, memory_.data(), memory_.size());
     }
 
 private:
     tensor<T, Shape, space::device> memory_;
-    mutable tensor<bf16, psae::shape<dyn>, space::device> rounded_;
+    rounded_copy rounded_;
 };
+
+// A frozen bias [out] in device memory.
+template <class T, class Shape>
+class device_row : public tensor<T, Shape, space::device> {
+public:
+    using tensor<T, Shape, space::device>::tensor;
+    const bf16* rounded(const cuda& device) const requires std::is_same_v<T, float> {
+        return rounded_.of(device, this->data(), this->size());
+    }
+
+private:
+    rounded_copy rounded_;
+};
+template <class T, class Shape>
+struct device_row_node : const_view<T, Shape, space::device> {
+    const device_row<T, Shape>* owner;
+};
+template <class T, class Shape>
+device_row_node<T, Shape> as_node(const device_row<T, Shape>& row) {
+    return {row.view(), &row};
+}
 
 template <>
 struct weights_of<cuda> {
     template <class T, class Shape>
     using packed = device_matrix<T, Shape>;
+    template <class T, class Shape>
+    using bias = device_row<T, Shape>;
 };
 
 namespace detail {
@@ -112,13 +145,19 @@ F function_of(const step_sequence<bias_step<B>, function_step<F>>& e) {
     return e.second.f;
 }
 template <class B>
-const float* bias_of(const bias_step<B>& e) {
+const B& bias_of(const bias_step<B>& e) {
     static_assert(is_row<B>, "psae: matmul rounds its result after a bias in memory");
-    return e.b.data;
+    return e.b;
 }
 template <class First, class Second>
-const float* bias_of(const step_sequence<First, Second>& e) {
+const auto& bias_of(const step_sequence<First, Second>& e) {
     return bias_of(e.first);
+}
+// A bias as a product of bf16 adds it, in scratch memory where it is not a device_row.
+template <class B>
+const bf16* rounded_bias(const cuda& device, arena<space::device>& scratch, const B& b) {
+    if constexpr (requires { b.owner; }) return b.owner->rounded(device);
+    else return rounded(device, scratch, b.data, b.size());
 }
 
 // x = f(x + bias) in float, rounded again: x [rows, cols], bias [cols]. A thread goes down `width` columns, every
@@ -171,13 +210,13 @@ void matmul(const cuda& device, arena<space::device>& scratch, view<T, Shape, sp
     };
     const bool matrices = columns > 1 && in > 1;  // cuBLASLt is not asked to add to products of vectors
     if constexpr (std::is_same_v<T, bf16>) {
-        const float* bias = bias_of(e);
+        const auto& bias = bias_of(e);
         const auto f = function_of(e);
         if (matrices && std::is_same_v<decltype(f), const identity>) {
-            multiply({rounded(device, scratch, bias, columns), nullptr});
+            multiply({rounded_bias(device, scratch, bias), nullptr});
         } else {
             multiply({});
-            add_bias_and_apply(device, out.data, bias, f, n, columns);
+            add_bias_and_apply(device, out.data, bias.data, f, n, columns);
         }
     } else {
         bool done = false;

@@ -17,13 +17,15 @@ namespace detail {
 template <class F>
 __device__ void each_patch_pixel(std::size_t channels, std::size_t side, std::size_t patch, unsigned across,
                                  unsigned down, const F& f) {
-    const std::size_t grid = side / patch, patches = grid * grid;
-    const std::size_t image = blockIdx.x / patches, number = blockIdx.x - image * patches;
+    // Divisions of 32 bits: those of 64 would take longer than the pixels.
+    const auto patch_side = static_cast<unsigned>(patch);
+    const unsigned grid = static_cast<unsigned>(side) / patch_side, patches = grid * grid;
+    const unsigned image = blockIdx.x / patches, number = blockIdx.x - image * patches;
     const std::size_t y0 = number / grid * patch, x0 = number % grid * patch;
-    const std::size_t row = (image * (patches + 1) + 1 + number) * channels * patch * patch;
+    const std::size_t row = (image * (std::size_t{patches} + 1) + 1 + number) * channels * patch * patch;
     const unsigned first = threadIdx.x / across;
     if (first >= down) return;
-    std::size_t channel = first / patch, y = first % patch;
+    std::size_t channel = first / patch_side, y = first % patch_side;
     for (std::size_t line = first; line < channels * patch; line += down) {
         const std::size_t pixel = ((image * channels + channel) * side + y0 + y) * side + x0;
         for (std::size_t x = threadIdx.x - first * across; x < patch; x += across) f(pixel + x, row + line * patch + x);
@@ -34,9 +36,10 @@ __device__ void each_patch_pixel(std::size_t channels, std::size_t side, std::si
 template <class Out, class T>
 __global__ void extract_patches_kernel(Out* out, const T* pixels, std::size_t channels, std::size_t side,
                                        std::size_t patch, unsigned across, unsigned down) {
-    const std::size_t patches = (side / patch) * (side / patch), inputs = channels * patch * patch;
+    const unsigned grid = static_cast<unsigned>(side) / static_cast<unsigned>(patch), patches = grid * grid;
+    const std::size_t inputs = channels * patch * patch;
     if (blockIdx.x % patches == 0) {
-        Out* place_of_class = out + blockIdx.x / patches * (patches + 1) * inputs;
+        Out* place_of_class = out + blockIdx.x / patches * (std::size_t{patches} + 1) * inputs;
         for (std::size_t c = threadIdx.x; c < inputs; c += blockDim.x) place_of_class[c] = Out{};
     }
     each_patch_pixel(channels, side, patch, across, down,
@@ -64,7 +67,7 @@ struct patch_launch {
 template <unsigned width, class T>
 __global__ void add_positions_kernel(T* out, const T* x, const T* class_embedding, const T* position,
                                      std::size_t tokens, std::size_t d) {
-    const std::size_t r = blockIdx.x, token = r % tokens;
+    const std::size_t r = blockIdx.x, token = blockIdx.x % static_cast<unsigned>(tokens);
     for (std::size_t c = threadIdx.x * width; c < d; c += std::size_t{blockDim.x} * width) {
         auto values = load_pack<width>(x + r * d + c);
         const auto place = load_pack<width>(position + token * d + c);
@@ -107,6 +110,15 @@ __global__ void class_tokens_adjoint_kernel(T* dx, const T* g, std::size_t token
         }
         store_pack(target + c, values);
     }
+}
+
+template <unsigned width, class T>
+__global__ void put_rows_kernel(T* out, std::size_t tokens, std::size_t at, const T* rows, std::size_t stride,
+                                std::size_t count, std::size_t d) {
+    const std::size_t image = blockIdx.x / count, row = blockIdx.x - image * count;
+    T* target = out + (image * tokens + at + row) * d;
+    for (std::size_t c = threadIdx.x * width; c < d; c += std::size_t{blockDim.x} * width)
+        store_pack(target + c, load_pack<width>(rows + (image * stride + row) * d + c));
 }
 
 }  // namespace detail
@@ -167,6 +179,17 @@ void class_tokens_adjoint(cuda& device, T* dx, const T* g, std::size_t images, s
     const std::size_t visited = how == write::add ? 1 : tokens;
     launch(device, wide ? class_tokens_adjoint_kernel<wide_pack<T>, T> : class_tokens_adjoint_kernel<1, T>,
            blocks_of(images * visited, 1), 256, 0, dx, g, tokens, visited, d, how == write::add);
+}
+
+// out[i, at + r, :] = rows[i * stride + r, :] for r < count: rows among the `tokens` of each image; stride 0 puts the
+// same ones into all. out: [images, tokens, d].
+template <class T>
+void put_rows(cuda& device, T* out, std::size_t images, std::size_t tokens, std::size_t at, const T* rows,
+              std::size_t stride, std::size_t count, std::size_t d) {
+    using namespace detail;
+    const bool wide = has_wide_rows(out, d) && has_wide_rows(rows, d);
+    launch(device, wide ? put_rows_kernel<wide_pack<T>, T> : put_rows_kernel<1, T>, blocks_of(images * count, 1), 256,
+           0, out, tokens, at, rows, stride, count, d);
 }
 
 }  // namespace psae

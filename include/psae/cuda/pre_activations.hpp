@@ -12,10 +12,24 @@
 
 namespace psae::detail {
 
-// Latents per chunk so that a tile [tokens, chunk] of floats takes about half of the L2 cache.
+// Latents per chunk so that a tile [tokens, chunk] of floats takes no more than about half of the L2 cache. Among those
+// the number whose product keeps the multiprocessors busiest, each having a piece of `rows` x `columns` at a time, as
+// products of bf16 are cut on recent GPUs: the last pieces, which do not go round, take as long as if they did.
 inline std::size_t encode_chunk(const cuda& device, std::size_t tokens) {
-    const std::size_t chunk = device.l2_bytes() / 2 / sizeof(float) / std::max<std::size_t>(tokens, 1) / 64 * 64;
-    return std::clamp<std::size_t>(chunk, 128, 4096);
+    constexpr std::size_t rows = 128, columns = 256;
+    const auto at_once = static_cast<std::size_t>(device.multiprocessors());
+    const std::size_t most = std::clamp<std::size_t>(
+        device.l2_bytes() / 2 / sizeof(float) / std::max<std::size_t>(tokens, 1) / 64 * 64, 128, 4096);
+    std::size_t best = most, best_rounds = 1, best_pieces = 0;
+    for (std::size_t chunk = columns; chunk <= most; chunk += columns) {
+        const std::size_t pieces = (tokens + rows - 1) / rows * (chunk / columns),
+                          rounds = (pieces + at_once - 1) / at_once;
+        if (pieces * best_rounds < best_pieces * rounds) continue;
+        best = chunk;
+        best_rounds = rounds;
+        best_pieces = pieces;
+    }
+    return best;
 }
 
 // A block for each row: rows[j, :] = W[row_of(j), :], or 0 where there is no such row.
@@ -57,16 +71,16 @@ struct rows_of_columns {
     }
 };
 
-// The products of the columns first .. first + count with all tokens, and their biases.
+// The pre-activations of the columns first .. first + count of all tokens.
 template <class T>
 struct product_chunk {
     std::size_t first, count;
-    const T *tile, *bias;  // [tokens, count], [count]
+    const T* tile;  // [tokens, count]
     encoded_columns columns;
 
     __device__ unsigned known() const { return columns.known(first, count); }
-    __device__ std::uint32_t latent(unsigned j) const { return columns.latent(first + j); }
-    __device__ T pre_activation(std::size_t token, unsigned j) const { return tile[token * count + j] + bias[j]; }
+    __device__ std::uint32_t latent(std::size_t j) const { return columns.latent(first + j); }
+    __device__ const T* row(std::size_t token) const { return tile + token * count; }
 };
 
 // The encoder of a batch as the selections below see it. x: [tokens, d], W: [latents, d], b: [latents].
@@ -90,15 +104,19 @@ struct chunked_products {
         T* tile = scratch.allocate<T>(tokens * chunk_columns());
         T* some_W = gathers ? scratch.allocate<T>(chunk_columns() * d) : nullptr;
         T* some_b = gathers ? scratch.allocate<T>(chunk_columns()) : nullptr;
+        // Rounding is one pass over all rows: for each chunk it would take longer to start than to do.
+        const auto all_x = operand_of_products(device, scratch, x, tokens * d);
+        const auto all_W =
+            gathers ? product_operand<T>(some_W) : operand_of_products(device, scratch, W, columns.room * d);
         for (std::size_t first = 0; first < columns.room; first += chunk) {
             const std::size_t count = std::min(chunk, columns.room - first);
             if (gathers) {
                 gather(device, some_W, W, count, d, rows_of_columns{columns, first});
                 gather(device, some_b, b, count, 1, rows_of_columns{columns, first});
             }
-            product(device, scratch, false, true, tokens, count, d, x, gathers ? some_W : W + first * d,
-                    write::overwrite, tile);
-            f(product_chunk<T>{first, count, tile, gathers ? some_b : b + first, columns});
+            product(device, scratch, false, true, tokens, count, d, all_x, gathers ? all_W : all_W.from(first * d),
+                    write::overwrite, tile, gathers ? some_b : b + first);
+            f(product_chunk<T>{first, count, tile, columns});
         }
         scratch.release_to(mark);
     }

@@ -73,19 +73,16 @@ __global__ void resample_down_kernel(T* pixels, const std::uint8_t* narrow, cons
     for (std::size_t c = 0; c < 3; ++c) pixels[(blockIdx.y * 3 + c) * size + i] = numbers[c * 256 + bytes[c]];
 }
 
-}  // namespace detail
-
-// As preprocess() of each picture, equal to the bit. pixels: [pictures.size(), 3, crop, crop], memory of the device. At
-// most 65535 pictures; of each the bytes that the crop shows go there by `upload`, beside what is computed.
-inline void preprocess(const cuda& device, arena<space::device>& scratch, staged_upload<std::uint8_t, cuda>& upload,
-                       std::span<const image> pictures, const preprocessing& p, float* pixels) {
-    using detail::uploaded_picture;
+// Pictures that go there at once: [pictures.size(), 3, crop, crop] to pixels.
+inline void preprocess_part(const cuda& device, arena<space::device>& scratch,
+                            staged_upload<std::uint8_t, cuda>& upload, std::span<const image> pictures,
+                            const preprocessing& p, float* pixels) {
     const std::size_t n = pictures.size(), size = p.crop * p.crop;
-    std::vector<detail::resize_plan> plans;
+    std::vector<resize_plan> plans;
     std::vector<uploaded_picture> places;
     std::size_t end = 0, narrow_bytes = 0, most = 0;
     const auto place = [&](std::size_t bytes) { return std::exchange(end, (end + bytes + 7) / 8 * 8); };
-    const auto place_axis = [&](const auto& window, std::size_t first, const detail::resample_weights& r) {
+    const auto place_axis = [&](const auto& window, std::size_t first, const resample_weights& r) {
         return uploaded_picture::axis{window, first, place(r.spans.size() * sizeof(r.spans[0])),
                                       place(r.weights.size() * sizeof(r.weights[0]))};
     };
@@ -108,7 +105,7 @@ inline void preprocess(const cuda& device, arena<space::device>& scratch, staged
     put(0, places);
     std::vector<float> numbers;
     for (std::size_t c = 0; c < 3; ++c)
-        for (int v = 0; v < 256; ++v) numbers.push_back(detail::normalised_byte(p, c, v));
+        for (int v = 0; v < 256; ++v) numbers.push_back(normalised_byte(p, c, v));
     put(table, numbers);
     for (std::size_t i = 0; i < n; ++i) {
         put(places[i].x.spans, plans[i].across.spans);
@@ -125,12 +122,29 @@ inline void preprocess(const cuda& device, arena<space::device>& scratch, staged
     constexpr unsigned threads = 256;
     const auto mark = scratch.position();
     auto* narrow = scratch.allocate<std::uint8_t>(narrow_bytes);
-    launch(device, detail::resample_across_kernel<std::uint8_t>,
-           dim3(detail::blocks_of(most, threads), static_cast<unsigned>(n)), threads, 0, narrow, uploaded);
-    launch(device, detail::resample_down_kernel<float>,
-           dim3(detail::blocks_of(size, threads), static_cast<unsigned>(n)), threads, 0, pixels, narrow, uploaded,
-           table, p.crop);
+    launch(device, resample_across_kernel<std::uint8_t>, dim3(blocks_of(most, threads), static_cast<unsigned>(n)),
+           threads, 0, narrow, uploaded);
+    launch(device, resample_down_kernel<float>, dim3(blocks_of(size, threads), static_cast<unsigned>(n)), threads, 0,
+           pixels, narrow, uploaded, table, p.crop);
     scratch.release_to(mark);
+}
+
+}  // namespace detail
+
+// As preprocess() of each picture, equal to the bit. pixels: [pictures.size(), 3, crop, crop], memory of the device. Of
+// each picture the bytes that the crop shows go there by `upload`, beside what is computed; so many pictures at a time
+// that they are of at most `most_bytes`, unless one alone is of more, and at most 65535.
+inline void preprocess(const cuda& device, arena<space::device>& scratch, staged_upload<std::uint8_t, cuda>& upload,
+                       std::span<const image> pictures, const preprocessing& p, float* pixels,
+                       std::size_t most_bytes = std::size_t{64} << 20) {
+    while (!pictures.empty()) {
+        std::size_t count = 0, bytes = 0;
+        do bytes += pictures[count++].rgb.size();
+        while (count < pictures.size() && count < 65535 && bytes + pictures[count].rgb.size() <= most_bytes);
+        detail::preprocess_part(device, scratch, upload, pictures.first(count), p, pixels);
+        pictures = pictures.subspan(count);
+        pixels += count * 3 * p.crop * p.crop;
+    }
 }
 
 }  // namespace psae

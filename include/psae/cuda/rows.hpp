@@ -26,6 +26,13 @@ template <unsigned width, class T>
 __device__ void store_pack(T* to, const row_pack<T, width>& values) {
     *reinterpret_cast<row_pack<T, width>*>(to) = values;
 }
+// The same to global memory, for kernels in which nvcc takes the store above apart into its elements.
+template <unsigned width, class T>
+__device__ void store_pack_whole(T* to, const row_pack<T, width>& values) {
+    if constexpr (sizeof(values) == 16) __stwb(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, values));
+    else if constexpr (sizeof(values) == 8) __stwb(reinterpret_cast<uint2*>(to), __builtin_bit_cast(uint2, values));
+    else store_pack(to, values);
+}
 
 // Whether rows of `cols` elements that start at p can be read in packs of 16 bytes. Null can: it is not read.
 template <class T>

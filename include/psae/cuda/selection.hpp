@@ -50,7 +50,8 @@ struct wanted_columns {
     unsigned total;
 };
 
-// Counts the columns j < count with wanted(j). Called by all threads.
+// Counts the columns j < count with wanted(j). Called by all threads. (j is a std::size_t: what lies at it is one address and
+// an offset in the code. An unsigned j, which may wrap around, makes an address of each.)
 template <class Wanted>
 __device__ wanted_columns count_wanted(unsigned count, const Wanted& wanted) {
     __shared__ unsigned of_warp[32];
@@ -58,7 +59,7 @@ __device__ wanted_columns count_wanted(unsigned count, const Wanted& wanted) {
     const unsigned share = (count + blockDim.x - 1) / blockDim.x * 32;
     wanted_columns found{warp * share, (warp + 1) * share, 0, 0, 0};
     if (found.end > count) found.end = count;
-    for (unsigned j = found.first + lane; j < found.end; j += 32) found.own += wanted(j) ? 1 : 0;
+    for (std::size_t j = found.first + lane; j < found.end; j += 32) found.own += wanted(j) ? 1 : 0;
     found.own = sum_of_row(found.own, 32);
     __syncthreads();  // until the numbers of an earlier call have been read
     if (lane == 0) of_warp[warp] = found.own;

@@ -160,13 +160,14 @@ public:
         copied.record(copies_);
         targets_[turn_] = {to, count};
     }
-    // Waits until they are there. psae::error if nothing is on its way to `to`.
-    void finish(T* to) {
+    // Waits until they are there. psae::error if nothing is on its way to `to`. Returns where they are on the GPU, until the
+    // second call of next() behind theirs.
+    const T* finish(T* to) {
         for (const unsigned i : {turn_, turn_ ^ 1}) {
             if (targets_[i].to != to) continue;
             arrays_[i].copied.wait();
             std::copy_n(arrays_[i].here.data(), std::exchange(targets_[i], {}).count, to);
-            return;
+            return arrays_[i].there.data();
         }
         throw error("nothing is on its way from the GPU", "download", "two others have been sent since, or none was");
     }

@@ -1,5 +1,6 @@
 #pragma once
-// What kernels say to the tensor cores. The emulation has a header in the place of this one.
+// What kernels say to the tensor cores, and to the shared memory that feeds them. The emulation has a header in the place
+// of this one.
 
 #include <cstdint>
 
@@ -15,6 +16,23 @@ __device__ inline void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4
         "{%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four matrices [8, 8] of bf16 from shared memory, by a whole warp (PTX: ldmatrix). `row` is row lane % 8 of matrix lane / 8,
+// 16 bytes at a multiple of 16. With r and c as above a lane gets (r, c) (r, c+1) of each; transposed, (c, r) (c+1, r).
+template <bool transposed>
+__device__ inline void load_matrices(std::uint32_t (&of)[4], const void* row) {
+    const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+    if constexpr (transposed)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(of[0]), "=r"(of[1]), "=r"(of[2]), "=r"(of[3])
+                     : "r"(address)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(of[0]), "=r"(of[1]), "=r"(of[2]), "=r"(of[3])
+                     : "r"(address)
+                     : "memory");
 }
 
 // Two floats rounded to bf16, in a register as above.

@@ -46,19 +46,27 @@ __global__ void find_dead_kernel(Index* index, std::size_t* count, const Index* 
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const std::size_t share = (latents + blockDim.x - 1) / blockDim.x * 32, first = warp * share,
                       end = first + share < latents ? first + share : latents;
+    // see(f, whether it is dead), the latents of a warp side by side and in order; several loads are under way at once.
+    const auto each = [&](const auto& see) {
+        constexpr unsigned together = 8;
+        for (std::size_t from = first + lane; from < end + lane; from += 32 * together) {
+            bool is_dead[together];
+            for (unsigned i = 0; i < together; ++i)
+                is_dead[i] = from + 32 * i < end && since_fired[from + 32 * i] > dead_after;
+            for (unsigned i = 0; i < together; ++i) see(from + 32 * i, is_dead[i]);
+        }
+    };
     std::size_t dead = 0;
-    for (std::size_t f = first + lane; f < end + lane; f += 32)
-        dead += __popc(__ballot_sync(0xffffffffu, f < end && since_fired[f] > dead_after));
+    each([&](std::size_t, bool is_dead) { dead += __popc(__ballot_sync(0xffffffffu, is_dead)); });
     if (lane == 0) dead_of_warp[warp] = dead;
     __syncthreads();
     std::size_t place = 0;
     for (unsigned before = 0; before < warp; ++before) place += dead_of_warp[before];
-    for (std::size_t f = first + lane; f < end + lane; f += 32) {
-        const bool is_dead = f < end && since_fired[f] > dead_after;
+    each([&](std::size_t f, bool is_dead) {
         const unsigned votes = __ballot_sync(0xffffffffu, is_dead);
         if (is_dead) index[place + __popc(votes & ((1u << lane) - 1))] = static_cast<Index>(f);
         place += __popc(votes);
-    }
+    });
     if (warp == warps - 1 && lane == 0) *count = place;
 }
 
@@ -97,6 +105,15 @@ struct row_source {
         return (rows != nullptr ? rows[r] : T(0)) + gradient_number(parts, first + r);
     }
 };
+
+// f(row_source) for pieces of the rows first .. first + count, one after the other. rows: [count, cols] or null.
+template <class T, class F>
+void each_row_source(const parameter_gradient<T>& g, const T* rows, std::size_t first, std::size_t count,
+                     std::size_t cols, const F& f) {
+    each_piece(g, first, first + count, [&](std::size_t from, std::size_t end, const gradient_parts<T>& parts) {
+        f(row_source<T>{rows == nullptr ? nullptr : rows + (from - first) * cols, from, end - from, parts});
+    });
+}
 
 // The product of a row of w and its gradient, over the threads of the row. `values` become the gradient's elements at
 // c, which is where the thread starts: all that it has, unless the row is longer than its threads hold.
@@ -266,18 +283,19 @@ void judge(cuda& device, step_outcome* outcome, const loss_numbers<T>& loss) {
     launch(device, detail::judge_kernel<T>, 1, 1, 0, outcome, loss);
 }
 
-// A step of Adam on all rows of a parameter, whose gradient is g.
-template <class T>
-void update_rows(cuda& device, arena<space::device>&, const parameter_gradient<T>& g, const row_update<T>& u) {
-    detail::update_made_rows(device, detail::row_source<T>{nullptr, 0, u.rows, detail::flatten(g)}, u);
-}
-
-// The same on the rows first .. first + count alone, whose gradients are what g says of them and, unless it is null,
-// `rows`, [count, cols].
+// A step of Adam on the rows first .. first + count of a parameter, whose gradients are what g says of them and, unless
+// it is null, `rows`, [count, cols].
 template <class T>
 void update_rows(cuda& device, arena<space::device>&, const T* rows, std::size_t first, std::size_t count,
                  const parameter_gradient<T>& g, const row_update<T>& u) {
-    detail::update_made_rows(device, detail::row_source<T>{rows, first, count, detail::flatten(g)}, u);
+    detail::each_row_source(g, rows, first, count, u.cols,
+                            [&](const auto& from) { detail::update_made_rows(device, from, u); });
+}
+
+// The same on all rows.
+template <class T>
+void update_rows(cuda& device, arena<space::device>& scratch, const parameter_gradient<T>& g, const row_update<T>& u) {
+    update_rows(device, scratch, static_cast<const T*>(nullptr), 0, u.rows, g, u);
 }
 
 // *squares += the squares of a parameter's gradient, projected where its update is.
@@ -285,19 +303,20 @@ template <class T>
 void add_gradient_squares(cuda& device, arena<space::device>& scratch, const parameter_gradient<T>& g,
                           const row_update<T>& u, double* squares) {
     using namespace detail;
-    const row_source<T> from{nullptr, 0, u.rows, flatten(g)};
-    const row_launch<T> rows(from, u);
-    const auto mark = scratch.position();
-    const std::size_t parts = u.rows * rows.blocks.y;
-    double* of_part = scratch.allocate<double>(parts);
-    const unsigned threads = rows.shared.of_block();
-    if (rows.numbers) launch(device, number_squares_kernel<T>, rows.blocks, threads, 0, of_part, from);
-    else if (rows.wide)
-        launch(device, row_squares_kernel<wide_pack<T>, T>, rows.blocks, threads, 0, of_part, from, u,
-               rows.shared.threads);
-    else launch(device, row_squares_kernel<1, T>, rows.blocks, threads, 0, of_part, from, u, rows.shared.threads);
-    launch(device, add_sum_kernel<double>, 1, 1024, 0, squares, static_cast<const double*>(of_part), parts);
-    scratch.release_to(mark);
+    each_row_source(g, static_cast<const T*>(nullptr), 0, u.rows, u.cols, [&](const row_source<T>& from) {
+        const row_launch<T> rows(from, u);
+        const auto mark = scratch.position();
+        const std::size_t parts = from.count * rows.blocks.y;
+        double* of_part = scratch.allocate<double>(parts);
+        const unsigned threads = rows.shared.of_block();
+        if (rows.numbers) launch(device, number_squares_kernel<T>, rows.blocks, threads, 0, of_part, from);
+        else if (rows.wide)
+            launch(device, row_squares_kernel<wide_pack<T>, T>, rows.blocks, threads, 0, of_part, from, u,
+                   rows.shared.threads);
+        else launch(device, row_squares_kernel<1, T>, rows.blocks, threads, 0, of_part, from, u, rows.shared.threads);
+        launch(device, add_sum_kernel<double>, 1, 1024, 0, squares, static_cast<const double*>(of_part), parts);
+        scratch.release_to(mark);
+    });
 }
 
 }  // namespace psae

@@ -31,9 +31,56 @@ void read_gradient(const parameter<T, Shape>& p, T* out) {
     for (std::size_t f = 0; f < p.size() / cols; ++f) gradient_row(*p.gradient, f, cols, out + f * cols);
 }
 
-// Compares every `stride`-th element of every parameter of `model` (which has each_parameter). `loss` takes tokens
-// bound to a tape and returns a scalar expression; its gradients are the analytic side. `value()` is the loss at the
-// parameters as they stand; central differences of it are the numeric side. Returns the worst disagreement.
+// Compares every `stride`-th element of gradients, wherever they come from, with central differences of `value()`, the loss
+// at the parameters of `model` (which has each_parameter) as they stand. analytic: an array for each parameter, in order;
+// of float, too, where a device computes in it. Returns the worst disagreement.
+template <class Model, class T, class Value>
+gradient_disagreement compare_gradients(Model& model, const std::vector<std::vector<T>>& analytic, const Value& value,
+                                        std::size_t stride = 1, double step = 1e-6) {
+    gradient_disagreement worst;
+    auto of_parameter = analytic.begin();
+    model.each_parameter([&](const char* name, auto& p) {
+        using number = typename std::remove_reference_t<decltype(p)>::value_type;
+        const std::vector<T>& found = *of_parameter++;
+        std::vector<double> numeric(p.size());
+        double largest = 1e-3;
+        for (std::size_t i = 0; i < p.size(); i += stride) {
+            const number original = p.data()[i];
+            p.data()[i] = original + static_cast<number>(step);
+            const double above = value();
+            p.data()[i] = original - static_cast<number>(step);
+            const double below = value();
+            p.data()[i] = original;
+            numeric[i] = (above - below) / (2 * step);
+            const double size = std::abs(numeric[i]);
+            if (std::isfinite(size)) largest = std::max(largest, size);
+        }
+        for (std::size_t i = 0; i < p.size(); i += stride) {
+            double error = std::abs(static_cast<double>(found[i]) - numeric[i]) / largest;
+            if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
+            if (error > worst.error)
+                worst = {error, static_cast<double>(found[i]), numeric[i],
+                         std::string(name) + "[" + std::to_string(i) + "]"};
+        }
+    });
+    return worst;
+}
+
+// The loss at the parameters as they stand. Resets scratch. `loss` takes tokens bound to a tape and returns a scalar
+// expression.
+template <class Model, class Loss, class T, class Shape>
+double loss_value(cpu& device, arena<>& scratch, Model& model, const Loss& loss, view<const T, Shape> tokens) {
+    scratch.reset();
+    tape<cpu> t(device, scratch, mode::train);
+    model.each_parameter([&](const char*, auto& p) { t.collect(p); });
+    const auto result = loss(t.input(tokens));
+    t.run();
+    const auto value = static_cast<double>(result.load(position{}));
+    model.each_parameter([&](const char*, auto& p) { p.gradient = nullptr; });
+    return value;
+}
+
+// Compares the gradients of `loss` with central differences of `value()`, as above.
 template <class Model, class Loss, class T, class Shape, class Value>
 requires std::is_invocable_r_v<double, Value> gradient_disagreement check_gradients(Model& model, const Loss& loss,
                                                                                     view<const T, Shape> tokens,
@@ -51,34 +98,9 @@ requires std::is_invocable_r_v<double, Value> gradient_disagreement check_gradie
     model.each_parameter([&](const char*, auto& p) {
         gradients.emplace_back(p.size());
         read_gradient(p, gradients.back().data());
+        p.gradient = nullptr;
     });
-    gradient_disagreement worst;
-    std::size_t which = 0;
-    model.each_parameter([&](const char* name, auto& p) {
-        const std::vector<T>& analytic = gradients[which++];
-        std::vector<T> numeric(p.size());
-        double largest = 1e-3;
-        for (std::size_t i = 0; i < p.size(); i += stride) {
-            const T original = p.data()[i];
-            p.data()[i] = original + static_cast<T>(step);
-            const double above = value();
-            p.data()[i] = original - static_cast<T>(step);
-            const double below = value();
-            p.data()[i] = original;
-            numeric[i] = static_cast<T>((above - below) / (2 * step));
-            const double size = std::abs(static_cast<double>(numeric[i]));
-            if (std::isfinite(size)) largest = std::max(largest, size);
-        }
-        for (std::size_t i = 0; i < p.size(); i += stride) {
-            double error = std::abs(static_cast<double>(analytic[i] - numeric[i])) / largest;
-            if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
-            if (error > worst.error)
-                worst = {error, double(analytic[i]), double(numeric[i]),
-                         std::string(name) + "[" + std::to_string(i) + "]"};
-        }
-    });
-    model.each_parameter([&](const char*, auto& p) { p.gradient = nullptr; });
-    return worst;
+    return compare_gradients(model, gradients, value, stride, step);
 }
 
 // The same with the value of `loss` itself on the numeric side. Only for a loss without stop_gradient: what is stopped
@@ -89,14 +111,7 @@ gradient_disagreement check_gradients(Model& model, const Loss& loss, view<const
                                       std::size_t stride = 1, double step = 1e-6) {
     cpu device;
     arena<> scratch;
-    const auto value = [&] {
-        scratch.reset();
-        tape<cpu> t(device, scratch, mode::train);
-        model.each_parameter([&](const char*, auto& p) { t.collect(p); });
-        const auto result = loss(t.input(tokens));
-        t.run();
-        return static_cast<double>(result.load(position{}));
-    };
+    const auto value = [&] { return loss_value(device, scratch, model, loss, tokens); };
     return check_gradients(model, loss, tokens, value, stride, step);
 }
 

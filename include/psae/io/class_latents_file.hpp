@@ -17,12 +17,12 @@
 #include <psae/attribution/class_latents.hpp>
 #include <psae/io/image_activations.hpp>
 #include <psae/io/numpy.hpp>
+#include <psae/sae/sae_in_place.hpp>
 
 namespace psae {
 
 // Adds all pictures that can be read to the counts, by the tokens of hidden state `layer` (without prompts, see
-// tokens_of_images). class_of_label: a class, or
-// -1 (its pictures do not count), for each label of the list. progress(pictures behind the batch): what it throws ends
+// tokens_of_images). class_of_label: a class, or -1 (its pictures do not count), for each label of the list. progress(pictures behind the batch): what it throws ends
 // the work. psae::error as require_fit and encode_rows.
 inline void count_class_latents(
     const cpu& device, const vision_tower& tower, picture_reader& pictures,
@@ -30,18 +30,17 @@ inline void count_class_latents(
     const std::function<void(std::size_t)>& progress = [](std::size_t) {}) {
     require_fit(tower, sae);
     require_fit(pictures.list(), class_of_label, counter.counts().classes);
-    const std::size_t T = tower.image_tokens();
-    std::vector<std::int32_t> classes;
-    std::vector<float> memory;
+    const auto in_place = put_in_place(device, tower, layer, sae);
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
-        classes.clear();
-        for (const std::size_t i : h.pictures) classes.push_back(class_of(pictures.list(), i, class_of_label));
-        const float* tokens = tokens_of_images(tower, h.tokens, classes.size(), memory);
-        encode_in_batches(device, scratch, sae, tokens, classes.size() * T, T, [&](std::size_t first, const auto& z) {
-            counter.add(z, T, std::span(classes).subspan(first / T, z.tokens / T));
-        });
+        in_place->take(h.tokens, h.pictures.size(), h.there);
+        for (std::size_t i = 0; i < h.pictures.size(); ++i) {
+            const auto mark = scratch.position();
+            const std::int32_t of = class_of(pictures.list(), h.pictures[i], class_of_label);
+            counter.add(in_place->codes(scratch, i), tower.image_tokens(), {&of, 1});
+            scratch.release_to(mark);
+        }
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, progress);
 }
 
 struct named_class_latents {

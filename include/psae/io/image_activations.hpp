@@ -5,7 +5,7 @@
 //   psae::image_activations source(*tower, pictures, {layer}, device, seed);
 //   psae::activation_stream stream(source, 4096, 4, true, seed);
 //
-//   psae::each_hooked(device, *tower, pictures, layers, 8,      // all pictures in order, stopped at each of the layers
+//   psae::each_hooked(device, *tower, pictures, layers,         // all pictures in order, stopped at each of the layers
 //                     [&](arena<>& scratch, const psae::hooked_tokens& h) { ... }, [&](std::size_t done) { ... });
 
 #include <algorithm>
@@ -27,20 +27,34 @@
 
 namespace psae {
 
+// Who preprocesses pictures: their reader on the CPU, or the tower where it computes. The numbers are the same.
+enum class preprocessed_by { reader, tower };
+
+// Pictures of a list on their way to a tower: as pixels or, where it preprocesses them, as decoded.
+struct picture_batch {
+    std::vector<std::size_t> indices;  // in the list
+    std::vector<float> pixels;         // [indices.size(), 3, S, S], or
+    std::vector<image> decoded;        // [indices.size()]
+};
+
 // Decodes and preprocesses pictures in parallel. A picture that cannot be read is reported once, however often it is
 // asked for; a report that throws makes it an error.
 class picture_reader {
 public:
     using report = std::function<void(const error&)>;
 
-    picture_reader(image_list list, const preprocessing& how, alpha_mode alpha, report unreadable)
+    picture_reader(image_list list, const preprocessing& how, alpha_mode alpha, report unreadable,
+                   preprocessed_by by = preprocessed_by::reader)
         : list_(std::move(list)),
           how_(how),
           alpha_(alpha),
           report_(std::move(unreadable)),
+          by_(by),
           unreadable_(list_.files.size(), 0) {}
 
     const image_list& list() const { return list_; }
+    const preprocessing& how() const { return how_; }
+    preprocessed_by by() const { return by_; }
     std::size_t size() const { return list_.files.size(); }
     // Floats of one picture: 3 * S * S.
     std::size_t pixels() const { return 3 * how_.crop * how_.crop; }
@@ -49,15 +63,54 @@ public:
         return static_cast<std::size_t>(std::count(unreadable_.begin(), unreadable_.end(), 1));
     }
 
-    // Pictures `which` of the list to out [which.size(), 3, S, S]; says which of them could be read.
-    std::vector<char> read(const cpu& device, std::span<const std::size_t> which, float* out) {
+    // Those of the pictures `which` of the list that can be read.
+    void read(const cpu& device, std::span<const std::size_t> which, picture_batch& to) {
+        resize(to, which.size());
+        const auto good = read_all(device, which, to, 0);
+        to.indices.clear();
+        for (std::size_t i = 0; i < which.size(); ++i) {
+            if (!good[i]) continue;
+            const std::size_t place = to.indices.size();
+            to.indices.push_back(which[i]);
+            if (place == i) continue;
+            if (by_ == preprocessed_by::tower) to.decoded[place] = std::move(to.decoded[i]);
+            else std::copy_n(to.pixels.data() + i * pixels(), pixels(), to.pixels.data() + place * pixels());
+        }
+        resize(to, to.indices.size());
+    }
+    // All of them; the place of one that cannot be read is taken by the next one of the list that can. psae::error if
+    // there is none.
+    void read_in_place(const cpu& device, std::vector<std::size_t> which, picture_batch& to) {
+        resize(to, which.size());
+        auto good = read_all(device, which, to, 0);
+        for (std::size_t i = 0; i < which.size(); ++i)
+            for (std::size_t tried = 1; !good[i]; ++tried) {
+                if (tried == size())
+                    throw error("no picture could be read", list_.files.front().string(),
+                                std::to_string(tried) + " were tried");
+                which[i] = (which[i] + 1) % size();
+                good[i] = read_all(device, {&which[i], 1}, to, i)[0];
+            }
+        to.indices = std::move(which);
+    }
+
+private:
+    void resize(picture_batch& to, std::size_t count) const {
+        if (by_ == preprocessed_by::tower) to.decoded.resize(count);
+        else to.pixels.resize(count * pixels());
+    }
+    // Pictures `which` to the places from `first` on; says which of them could be read.
+    std::vector<char> read_all(const cpu& device, std::span<const std::size_t> which, picture_batch& to,
+                               std::size_t first) {
         std::vector<char> good(which.size(), 0);
         std::vector<std::optional<error>> failures(which.size());
         std::vector<std::exception_ptr> others(which.size());
         device.parallel_for(which.size(), [&](std::size_t i) {
             if (unreadable_[which[i]]) return;
             try {
-                preprocess(read_image(list_.files[which[i]], alpha_), how_, out + i * pixels());
+                image picture = read_image(list_.files[which[i]], alpha_);
+                if (by_ == preprocessed_by::tower) to.decoded[first + i] = std::move(picture);
+                else preprocess(picture, how_, to.pixels.data() + (first + i) * pixels());
                 good[i] = 1;
             } catch (const error& e) {
                 failures[i] = e;
@@ -72,33 +125,11 @@ public:
         return good;
     }
 
-    // All pictures in order, `batch` at a time: f(pixels [which.size(), 3, S, S], which, done). `which` are those that could
-    // be read (it may be none), `done` is the number of pictures behind the batch.
-    template <class F>
-    void each_batch(const cpu& device, std::size_t batch, F&& f) {
-        std::vector<float> out(batch * pixels());
-        std::vector<std::size_t> which;
-        for (std::size_t first = 0; first < size(); first += batch) {
-            const std::size_t done = std::min(first + batch, size());
-            which.resize(done - first);
-            std::iota(which.begin(), which.end(), first);
-            const auto good = read(device, which, out.data());
-            std::size_t kept = 0;
-            for (std::size_t i = 0; i < good.size(); ++i) {
-                if (!good[i]) continue;
-                if (kept != i) std::copy_n(out.data() + i * pixels(), pixels(), out.data() + kept * pixels());
-                which[kept++] = which[i];
-            }
-            which.resize(kept);
-            f(static_cast<const float*>(out.data()), std::span<const std::size_t>(which), done);
-        }
-    }
-
-private:
     image_list list_;
     preprocessing how_;
     alpha_mode alpha_;
     report report_;
+    preprocessed_by by_;
     std::vector<char> unreadable_;
 };
 
@@ -127,49 +158,105 @@ struct hooked_tokens {
     std::span<const std::size_t> pictures;  // their indices in the list
     std::size_t layer;
     const float* tokens;
+    const float* there;  // in memory of the tower's device, if they are there, too
 };
 
-// Pictures `which` at each of the layers (ascending, at least one), which one pass of the tower reaches one after the
-// other: at(hooked_tokens). tokens [which.size(), T, width]: where the pass was begun, to the first of the layers.
+// Passes of a tower over pictures, to one of its layers. An asynchronous tower has begun the next one when one is
+// finished.
+class picture_passes {
+public:
+    struct pass {
+        std::uint64_t first = none;         // which pass it is
+        std::vector<std::size_t> pictures;  // that go through it: indices in the list
+        std::vector<float> tokens;          // [pictures.size(), T, width]
+        const float* there = nullptr;       // as vision_tower::finish says
+    };
+    static constexpr std::uint64_t none = ~std::uint64_t{0};
+
+    // Tower and pictures must outlive this.
+    picture_passes(const cpu& device, const vision_tower& tower, picture_reader& pictures, std::size_t layer)
+        : device_(device), tower_(tower), pictures_(pictures), layer_(layer) {}
+
+    arena<>& scratch() { return scratch_; }
+
+    // The pass `first`, valid until the next call. `next` is the one that will be asked for behind it, or none.
+    // read(first, picture_batch): the pictures of a pass.
+    template <class Read>
+    pass& finished(std::uint64_t first, std::uint64_t next, const Read& read) {
+        if (ahead_.first != first) begin(ahead_, first, read);
+        now_.first = none;
+        if (tower_.asynchronous() && next != none) begin(now_, next, read);
+        if (!ahead_.pictures.empty()) ahead_.there = tower_.finish(ahead_.tokens.data());
+        std::swap(now_, ahead_);
+        return now_;
+    }
+    // The same of those that can be read of the pictures from `first` on, as many as go through the tower at a time;
+    // next: where the following pass will begin.
+    pass& finished(std::size_t first, std::size_t next) {
+        return finished(first, next < pictures_.size() ? next : none, [&](std::size_t from, picture_batch& to) {
+            std::vector<std::size_t> which(std::min(tower_.pictures_of_pass(), pictures_.size() - from));
+            std::iota(which.begin(), which.end(), from);
+            pictures_.read(device_, which, to);
+        });
+    }
+    // Others have used the tower: what was begun may not be there.
+    void forget() { ahead_.first = none; }
+
+private:
+    template <class Read>
+    void begin(pass& p, std::uint64_t first, const Read& read) {
+        p.first = none;
+        read(first, batch_);
+        p.pictures = batch_.indices;
+        const std::size_t count = p.pictures.size();
+        p.tokens.resize(count * tower_.tokens() * tower_.width());
+        scratch_.reset();
+        if (count > 0 && pictures_.by() == preprocessed_by::tower)
+            tower_.begin(device_, scratch_, std::span<const image>(batch_.decoded), pictures_.how(), layer_,
+                         p.tokens.data());
+        else if (count > 0) tower_.begin(device_, scratch_, batch_.pixels.data(), count, layer_, p.tokens.data());
+        p.first = first;
+    }
+
+    cpu device_;
+    const vision_tower& tower_;
+    picture_reader& pictures_;
+    std::size_t layer_;
+    arena<> scratch_;
+    picture_batch batch_;
+    pass now_, ahead_;
+};
+
+// A pass at each of the layers (ascending, at least one, of which the pass is at the first), which are reached one after
+// the other: at(hooked_tokens).
 template <class F>
-void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& tower,
-                       std::span<const std::size_t> which, std::span<const std::size_t> layers, float* tokens, F&& at) {
-    tower.finish(tokens);
+void each_hidden_state(const cpu& device, arena<>& scratch, const vision_tower& tower, picture_passes::pass& pass,
+                       std::span<const std::size_t> layers, F&& at) {
+    float* tokens = pass.tokens.data();
+    const float* there = pass.there;
     std::size_t reached = layers.front();
     for (const std::size_t layer : layers) {
-        tower.run(device, scratch, tokens, which.size(), std::exchange(reached, layer), layer);
-        at(hooked_tokens{which, layer, tokens});
+        if (layer != reached) there = nullptr;
+        tower.run(device, scratch, tokens, pass.pictures.size(), std::exchange(reached, layer), layer);
+        at(hooked_tokens{pass.pictures, layer, tokens, there});
     }
 }
 
-// All pictures that can be read, in order, `batch` at a time: at(scratch, hooked_tokens) for each of the layers
-// (ascending), from one pass of the tower; then progress(pictures behind the batch). What they put in place of the
-// tokens goes on by vision_tower::run. The pass of a batch is begun before at() of the batch before it.
+// All pictures that can be read, in order, as many at a time as go through the tower: at(scratch, hooked_tokens) for each
+// of the layers (ascending), from one pass; then progress(pictures behind it). What they put in place of the tokens goes
+// on by vision_tower::run.
 template <class F, class Progress>
 void each_hooked(const cpu& device, const vision_tower& tower, picture_reader& pictures,
-                 std::span<const std::size_t> layers, std::size_t batch, F&& at, Progress&& progress) {
-    arena<> scratch;
-    struct pass {
-        std::vector<std::size_t> pictures;
-        std::vector<float> tokens;
-        std::size_t done = 0;
-    } now, before;
-    const auto finish = [&](pass& p) {
-        if (!p.pictures.empty())
-            each_hidden_state(device, scratch, tower, p.pictures, layers, p.tokens.data(),
-                              [&](const hooked_tokens& h) { at(scratch, h); });
-        progress(p.done);
-    };
-    pictures.each_batch(device, batch, [&](const float* pixels, std::span<const std::size_t> which, std::size_t done) {
-        scratch.reset();
-        now.pictures.assign(which.begin(), which.end());
-        now.tokens.resize(batch * tower.tokens() * tower.width());
-        now.done = done;
-        if (!which.empty()) tower.begin(device, scratch, pixels, which.size(), layers.front(), now.tokens.data());
-        if (before.done > 0) finish(before);
-        std::swap(now, before);
-    });
-    if (before.done > 0) finish(before);
+                 std::span<const std::size_t> layers, F&& at, Progress&& progress) {
+    picture_passes passes(device, tower, pictures, layers.front());
+    for (std::size_t first = 0, end; first < pictures.size(); first = end) {
+        end = std::min(first + tower.pictures_of_pass(), pictures.size());
+        auto& pass = passes.finished(first, end);
+        if (!pass.pictures.empty())
+            each_hidden_state(device, passes.scratch(), tower, pass, layers,
+                              [&](const hooked_tokens& h) { at(passes.scratch(), h); });
+        progress(end);
+    }
 }
 
 // A source for activation_stream: the tokens [T, layers * d] of every picture (without prompts, see tokens_of_images),
@@ -186,7 +273,8 @@ public:
           layers_(std::move(layers)),
           device_(device),
           seed_(seed),
-          order_(pictures.size(), seed) {
+          order_(pictures.size(), seed),
+          passes_(device, tower, pictures, layers_.front()) {
         if (pictures.size() == 0) throw error("there are no pictures", "image activations");
     }
 
@@ -195,22 +283,23 @@ public:
 
     // Rows first .. first + count of the endless stream. out: [count, layers * d].
     void read(std::uint64_t first, std::size_t count, float* out) {
-        const std::size_t T = tower_.image_tokens(), d = columns();
+        const std::size_t T = tower_.image_tokens(), d = columns(), batch = tower_.pictures_of_pass();
         for (std::size_t done = 0; done < count;) {
             const std::uint64_t position = (first + done) / T;
             // Passes are cut at fixed positions: what a product rounds may depend on how many pictures go through it, and a
             // run that starts in the middle must get the same rows.
             const std::uint64_t group = position / batch * batch;
-            if (now_.first != group) {
-                if (ahead_.first != group) begin_group(ahead_, group);
-                now_.first = none;
-                if (tower_.asynchronous()) begin_group(now_, group + batch);
-                finish(ahead_);
-                std::swap(now_, ahead_);
+            if (group_ != group) {
+                group_ = picture_passes::none;
+                now_ =
+                    rows_of(passes_, passes_.finished(group, group + batch, [&](std::uint64_t at, picture_batch& to) {
+                        read_pass(order_, at, batch, to);
+                    }));
+                group_ = group;
             }
             const std::size_t from = static_cast<std::size_t>(first + done - group * T);
             const std::size_t rows = std::min(batch * T - from, count - done);
-            std::copy_n(now_.rows.data() + from * d, rows * d, out + done * d);
+            std::copy_n(now_ + from * d, rows * d, out + done * d);
             done += rows;
         }
     }
@@ -218,81 +307,53 @@ public:
     // Up to `count` rows drawn at random, equally many from each of up to `pictures` pictures. Returns
     // [n, layers * d].
     std::vector<float> sample(std::size_t count, std::size_t pictures = 128) {
-        const std::size_t T = tower_.image_tokens(), d = columns();
+        const std::size_t T = tower_.image_tokens(), d = columns(), batch = tower_.pictures_of_pass();
         pictures = std::min({pictures, pictures_.size(), count});
         epoch_order order(pictures_.size(), ~seed_);
         random_stream random(~seed_);
         std::vector<float> rows;
         std::vector<std::size_t> tokens(T);
-        for (std::size_t first = 0; first < pictures; first += batch) {
-            std::vector<std::size_t> which(std::min(batch, pictures - first));
-            for (std::size_t i = 0; i < which.size(); ++i) which[i] = order.at(first + i);
-            begin(now_, which);
-            finish(now_);
-            for (std::size_t i = 0; i < which.size(); ++i) {
-                const std::size_t share =
-                    std::min(T, (first + i + 1) * count / pictures - (first + i) * count / pictures);
+        picture_passes passes(device_, tower_, pictures_, layers_.front());
+        for (std::size_t first = 0, end; first < pictures; first = end) {
+            end = std::min(first + batch, pictures);
+            auto& pass = passes.finished(first, picture_passes::none, [&](std::uint64_t at, picture_batch& to) {
+                read_pass(order, at, end - first, to);
+            });
+            const float* own = rows_of(passes, pass);
+            for (std::size_t i = first; i < end; ++i) {
+                const std::size_t share = std::min(T, (i + 1) * count / pictures - i * count / pictures);
                 std::iota(tokens.begin(), tokens.end(), std::size_t{0});
                 shuffle(tokens, random);
                 for (std::size_t j = 0; j < share; ++j) {
-                    const float* row = now_.rows.data() + (i * T + tokens[j]) * d;
+                    const float* row = own + ((i - first) * T + tokens[j]) * d;
                     rows.insert(rows.end(), row, row + d);
                 }
             }
         }
-        ahead_.first = none;
+        passes_.forget();
+        group_ = picture_passes::none;
         return rows;
     }
 
 private:
-    static constexpr std::size_t batch = 8;  // pictures of one forward pass
-
-    // A pass of the tower: pictures and their rows [pictures, T, layers * d].
-    struct pass {
-        std::uint64_t first = none;  // the position of its first picture in the stream, if it is of that
-        std::vector<std::size_t> which;
-        std::vector<float> state, rows;
-    };
-    static constexpr std::uint64_t none = ~std::uint64_t{0};
-
-    // Whether the tower's tokens are the rows.
-    bool in_place() const { return layers_.size() == 1 && tower_.prompts() == 0; }
-    float* tokens_of(pass& p) const { return in_place() ? p.rows.data() : p.state.data(); }
-
-    void begin_group(pass& p, std::uint64_t first) {
-        std::vector<std::size_t> which(batch);
-        for (std::size_t i = 0; i < batch; ++i) which[i] = order_.at(first + i);
-        begin(p, std::move(which));
-        p.first = first;
+    // Pictures first .. first + count of an order.
+    void read_pass(epoch_order& order, std::uint64_t first, std::size_t count, picture_batch& to) {
+        std::vector<std::size_t> which(count);
+        for (std::size_t i = 0; i < count; ++i) which[i] = order.at(first + i);
+        pictures_.read_in_place(device_, std::move(which), to);
     }
-    void begin(pass& p, std::vector<std::size_t> which) {
-        const std::size_t count = which.size(), pixels = pictures_.pixels();
-        p.first = none;
-        pixels_.resize(count * pixels);
-        auto good = pictures_.read(device_, which, pixels_.data());
-        for (std::size_t i = 0; i < count; ++i)
-            for (std::size_t tried = 1; !good[i]; ++tried) {
-                if (tried == pictures_.size())
-                    throw error("no picture could be read", pictures_.list().files.front().string(),
-                                std::to_string(tried) + " were tried");
-                which[i] = (which[i] + 1) % pictures_.size();
-                good[i] = pictures_.read(device_, {&which[i], 1}, pixels_.data() + i * pixels)[0];
-            }
-        p.which = std::move(which);
-        p.rows.resize(count * tower_.image_tokens() * columns());
-        if (!in_place()) p.state.resize(count * tower_.tokens() * tower_.width());
-        scratch_.reset();
-        tower_.begin(device_, scratch_, pixels_.data(), count, layers_.front(), tokens_of(p));
-    }
-    void finish(pass& p) {
-        const std::size_t count = p.which.size(), rows = count * tower_.image_tokens(), d = tower_.width();
+    // The rows [pictures, T, layers * d] of a pass: its tokens themselves, or rows_.
+    const float* rows_of(picture_passes& passes, picture_passes::pass& pass) {
+        if (layers_.size() == 1 && tower_.prompts() == 0) return pass.tokens.data();
+        const std::size_t count = pass.pictures.size(), rows = count * tower_.image_tokens(), d = tower_.width();
+        rows_.resize(rows * columns());
         std::size_t l = 0;
-        each_hidden_state(device_, scratch_, tower_, p.which, layers_, tokens_of(p), [&](const hooked_tokens& h) {
-            if (in_place()) return;
+        each_hidden_state(device_, passes.scratch(), tower_, pass, layers_, [&](const hooked_tokens& h) {
             const float* own = tokens_of_images(tower_, h.tokens, count, own_);
-            for (std::size_t r = 0; r < rows; ++r) std::copy_n(own + r * d, d, p.rows.data() + r * columns() + l * d);
+            for (std::size_t r = 0; r < rows; ++r) std::copy_n(own + r * d, d, rows_.data() + r * columns() + l * d);
             ++l;
         });
+        return rows_.data();
     }
 
     const vision_tower& tower_;
@@ -301,9 +362,10 @@ private:
     cpu device_;
     std::uint64_t seed_;
     epoch_order order_;
-    arena<> scratch_;
-    std::vector<float> pixels_, own_;
-    pass now_, ahead_;  // the pass whose rows are read, and the one behind it, which an asynchronous tower has begun
+    picture_passes passes_;
+    std::vector<float> rows_, own_;
+    std::uint64_t group_ = picture_passes::none;  // the position of the first picture of the pass whose rows are `now_`
+    const float* now_ = nullptr;
 };
 
 }  // namespace psae

@@ -29,14 +29,14 @@
 namespace psae {
 
 struct intervention {
-    enum class action { keep, remove, set };
+    using action = codes_edit::action;
     static constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
 
     action what = action::keep;
     // Of keep and remove: the first k latents of the picture's class in ranking number `ranking`, or all there are, for
     // which no ranking is asked. Keeping all leaves the reconstruction, removing all leaves b_dec.
     std::size_t k = all, ranking = 0;
-    std::span<const latent_value> values{};  // of set, as set_codes takes them
+    std::span<const latent_value> values{};  // of set: as require_settable has them
     // What the SAE leaves unexplained, x - x_hat, is added to the tokens: then removing nothing changes nothing.
     bool error_term = false;
 };
@@ -78,8 +78,8 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
                                               const sae_view& sae, std::span<const intervention> interventions,
                                               const intervention_options& options = {}) {
     using action = intervention::action;
-    const std::size_t T = tower.tokens(), d = tower.width(), C = classifier.classes.size(), F = sae.d_sae,
-                      n = interventions.size(), rankings = options.rankings.size();
+    const std::size_t C = classifier.classes.size(), F = sae.d_sae, n = interventions.size(),
+                      rankings = options.rankings.size();
     require_fit(tower, sae);
     require_reconstruction(sae, tower.name());
     require_fit(tower, classifier, pictures.list(), class_of_label);
@@ -101,69 +101,35 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
                         "expected the first " + std::to_string(v.k) + " latents of each class in ranking " +
                             std::to_string(v.ranking));
     }
-    const bool error_terms =
-        std::any_of(interventions.begin(), interventions.end(), [](const auto& v) { return v.error_term; });
 
     intervention_results result;
     result.plain_by_class.resize(C);
     result.interventions.assign(n, {{}, std::vector<accuracy_counts>(C), 0, 0});
-    // rank[r][f]: the place of latent f in ranking r of the class at hand.
-    std::vector<std::vector<std::uint32_t>> rank(rankings, std::vector<std::uint32_t>(F, ~std::uint32_t{0}));
-    const auto edited_codes = [&](arena<>& scratch, const codes_view<float>& z, const intervention& v) {
-        if (v.what == action::set) return set_codes(scratch, z, v.values);
-        const bool keep = v.what == action::keep;
-        if (v.k == intervention::all) return filter_codes(scratch, z, [&](std::uint32_t) { return keep; });
-        const auto& places = rank[v.ranking];
-        return filter_codes(scratch, z, [&](std::uint32_t f) { return (places[f] < v.k) == keep; });
+    const auto in_place = put_in_place(device, tower, layer, sae);
+    // What an intervention does to the codes of a picture of class `of`.
+    std::vector<latent_value> latents;
+    const auto edit_of = [&](const intervention& v, std::size_t of) -> codes_edit {
+        if (v.what == action::set) return {v.what, v.values};
+        if (v.k == intervention::all) return {v.what == action::keep ? action::remove : action::keep, {}};
+        latents.clear();
+        for (const std::uint32_t f : options.rankings[v.ranking].of_class(of).first(v.k))
+            if (f != latent_ranking::none) latents.push_back({f, 0});
+        std::sort(latents.begin(), latents.end(), [](const auto& a, const auto& b) { return a.latent < b.latent; });
+        return {v.what, latents};
     };
 
-    constexpr std::size_t at_once = 8;  // pictures, and pairs of picture and intervention, that go through the blocks
-    std::vector<float> replaced(at_once * T * d), unexplained;
-    const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
-        const auto logits_of_replaced = [&](std::size_t images) {
-            return logits_of_tokens(device, scratch, tower, classifier, replaced.data(), images, layer);
-        };
+    const auto at = [&](arena<>&, const hooked_tokens& h) {
         const std::size_t count = h.pictures.size();
-        std::copy_n(h.tokens, count * T * d, replaced.data());
-        const auto plain = logits_of_replaced(count);
+        in_place->take(h.tokens, count, h.there);
+        for (std::size_t i = 0; i < count; ++i) in_place->add(i);
+        const auto plain = classifier.logits(in_place->embeddings(), count);
         const auto label = [&](std::size_t i) { return class_of(pictures.list(), h.pictures[i], class_of_label); };
-        std::vector<float> logits;  // [count, n, C]
-        std::size_t filled = 0;
-        const auto flush = [&] {
-            const auto more = logits_of_replaced(std::exchange(filled, 0));
-            logits.insert(logits.end(), more.begin(), more.end());
-        };
-        encode_in_batches(device, scratch, sae, h.tokens, count * T, T, [&](std::size_t row, codes_view<float> z) {
-            const float* x = h.tokens + row * d;
-            if (error_terms) {
-                unexplained.resize(z.tokens * d);
-                decode_rows(device, sae, z, x, unexplained.data());
-                for (std::size_t i = 0; i < unexplained.size(); ++i) unexplained[i] = x[i] - unexplained[i];
-            }
-            const std::size_t images = z.tokens / T;
-            z.tokens = T;
-            for (std::size_t i = 0; i < images; ++i, z.offsets += T) {  // codes of one picture after the other
-                const std::size_t p = row / T + i;
-                const std::size_t of = options.by_label ? static_cast<std::size_t>(label(p))
-                                                        : best_classes(std::span(plain).subspan(p * C, C), 1)[0];
-                for (std::size_t r = 0; r < rankings; ++r)
-                    for (std::uint32_t j = 0; const std::uint32_t f : options.rankings[r].of_class(of))
-                        if (f != latent_ranking::none) rank[r][f] = j++;
-                for (const intervention& v : interventions) {
-                    const auto mark = scratch.position();
-                    float* tokens = replaced.data() + filled * T * d;
-                    decode_rows(device, sae, edited_codes(scratch, z, v), x + i * T * d, tokens);
-                    scratch.release_to(mark);
-                    if (v.error_term)
-                        for (std::size_t j = 0; j < T * d; ++j) tokens[j] += unexplained[i * T * d + j];
-                    if (++filled == at_once) flush();
-                }
-                for (std::size_t r = 0; r < rankings; ++r)
-                    for (const std::uint32_t f : options.rankings[r].of_class(of))
-                        if (f != latent_ranking::none) rank[r][f] = ~std::uint32_t{0};
-            }
-            if (filled > 0) flush();
-        });
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t of = options.by_label ? static_cast<std::size_t>(label(i))
+                                                    : best_classes(std::span(plain).subspan(i * C, C), 1)[0];
+            for (const intervention& v : interventions) in_place->add(i, edit_of(v, of), v.error_term);
+        }
+        const auto logits = classifier.logits(in_place->embeddings(), count * n);  // [count, n, C]
         for (std::size_t i = 0; i < count; ++i) {
             const intervened_picture p{h.pictures[i], label(i), std::span(plain).subspan(i * C, C),
                                        std::span(logits).subspan(i * n * C, n * C)};
@@ -184,7 +150,7 @@ inline intervention_results run_interventions(const cpu& device, const vision_to
             options.each(p);
         }
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), at_once, at, options.progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, options.progress);
     return result;
 }
 

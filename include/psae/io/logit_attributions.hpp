@@ -150,7 +150,7 @@ inline attribution_agreement attribute_pictures(const cpu& device, const vision_
             }
         });
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, options.progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, options.progress);
     return agreement;
 }
 

@@ -43,29 +43,25 @@ inline fired_on_pictures fired_latents(
     fired_on_pictures result{
         {}, std::vector<std::vector<std::uint32_t>>(pictures.size()), std::vector<char>(pictures.size(), 0)};
     class_latent_counter all(classes, F, what, tau);
-    std::vector<float> memory;
-    std::vector<std::int32_t> of_image, own;
+    const auto in_place = put_in_place(device, tower, layer, sae);
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
-        of_image.clear();
-        for (const std::size_t i : h.pictures) of_image.push_back(class_of(pictures.list(), i, class_of_label));
-        const float* tokens = tokens_of_images(tower, h.tokens, h.pictures.size(), memory);
-        encode_in_batches(device, scratch, sae, tokens, h.pictures.size() * T, T, [&](std::size_t row, const auto& z) {
-            const std::size_t first = row / T, count = z.tokens / T;
-            all.add(z, T, std::span(of_image).subspan(first, count));
-            class_latent_counter each(count, F, what, tau);  // every picture a class of its own
-            own.resize(count);
-            std::iota(own.begin(), own.end(), 0);
-            each.add(z, T, own);
-            for (std::size_t i = 0; i < count; ++i) {
-                const std::size_t picture = h.pictures[first + i];
-                result.read[picture] = 1;
-                const auto fires = each.counts().of_class(i);
-                for (std::uint32_t f = 0; f < F; ++f)
-                    if (fires[f] > 0) result.latents[picture].push_back(f);
-            }
-        });
+        in_place->take(h.tokens, h.pictures.size(), h.there);
+        for (std::size_t i = 0; i < h.pictures.size(); ++i) {
+            const std::size_t picture = h.pictures[i];
+            const auto mark = scratch.position();
+            const std::int32_t of = class_of(pictures.list(), picture, class_of_label), own = 0;
+            const auto z = in_place->codes(scratch, i);
+            all.add(z, T, {&of, 1});
+            class_latent_counter alone(1, F, what, tau);  // the picture a class of its own
+            alone.add(z, T, {&own, 1});
+            scratch.release_to(mark);
+            result.read[picture] = 1;
+            const auto fires = alone.counts().of_class(0);
+            for (std::uint32_t f = 0; f < F; ++f)
+                if (fires[f] > 0) result.latents[picture].push_back(f);
+        }
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, progress);
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, progress);
     result.counts = std::move(all).counts();
     return result;
 }

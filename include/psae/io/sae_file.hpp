@@ -63,7 +63,8 @@ inline sae_weights read_sae(const std::filesystem::path& given) {
 }
 
 // Writes to a directory, or to a file where the format is one. An activation_scale s is folded into the weights, which
-// become s W_enc, W_dec / s and b_dec / s. psae::error, before anything is written, if the format cannot express the SAE,
+// become s W_enc, W_dec / s and b_dec / s; of a transcoder, whose output has a scale t, s W_enc, W_dec / t, b_dec / t and
+// W_skip s / t. psae::error, before anything is written, if the format cannot express the SAE,
 // or the directory holds one of another format.
 inline void write_sae(const std::filesystem::path& path, const sae_view& sae, sae_format format = sae_format::saelens) {
     if (const auto found = sae_format_of(path); found && *found != format && std::filesystem::is_directory(path))
@@ -72,27 +73,29 @@ inline void write_sae(const std::filesystem::path& path, const sae_view& sae, sa
                     "name another directory");
     sae_view s = sae;
     std::vector<float> W_enc, W_dec, b_dec;
-    if (s.activation_scale != 1) {
-        const auto scale = static_cast<float>(s.activation_scale);
+    if (s.activation_scale != 1 || s.output_scale() != 1) {
+        const auto scale = static_cast<float>(s.activation_scale), out = static_cast<float>(s.output_scale());
         W_enc.assign(s.W_enc, s.W_enc + s.d_sae * s.d_in);
         W_dec.assign(s.W_dec, s.W_dec + s.d_sae * s.outputs());
         b_dec.assign(s.b_dec, s.b_dec + s.outputs());
         for (float& w : W_enc) w *= scale;
-        for (float& w : W_dec) w /= scale;
-        for (float& b : b_dec) b /= scale;
+        for (float& w : W_dec) w /= out;
+        for (float& b : b_dec) b /= out;
+        for (float& w : s.W_skip) w *= scale / out;
         s.W_enc = W_enc.data();
         s.W_dec = W_dec.data();
         s.b_dec = b_dec.data();
-        s.activation_scale = 1;
+        s.activation_scale = s.target_scale = 1;
     }
     detail::with_format(format, [&](auto f) { f.write(path, s); });
 }
 
-// The same in SAELens' layout for an SAE trained on hidden state `layer` of the model in the directory `model`; nobody
-// knows where `model` is empty.
-inline void write_sae(const std::filesystem::path& directory, sae_view s, const std::string& model, long layer) {
+// The same in SAELens' layout for an SAE trained on hidden state `layer` of the model in the directory `model`, a
+// transcoder to its hidden state `target_layer`; nobody knows where `model` is empty.
+inline void write_sae(const std::filesystem::path& directory, sae_view s, const std::string& model, long layer,
+                      std::optional<long> target_layer = {}) {
     s.origin = {};
-    if (!model.empty()) s.origin = {std::filesystem::absolute(model).string(), layer, {}};
+    if (!model.empty()) s.origin = {std::filesystem::absolute(model).string(), layer, {}, target_layer};
     write_sae(directory, s);
 }
 

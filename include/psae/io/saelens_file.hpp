@@ -139,18 +139,22 @@ private:
         const rapidjson::Value& about = metadata != nullptr ? *metadata : json;
         s.origin.model = json_string(about, "model_name", "", where);
         s.origin.hook = json_string(about, "hook_name", json_string(about, "hook_point", "", where), where);
-        s.origin.layer = layer_of(s.origin.hook, where);
+        s.origin.layer = layer_of(s.origin.hook, where, "hook_name");
+        if (s.is_transcoder()) {
+            s.origin.target_hook = json_string(about, "hook_name_out", "", where);
+            s.origin.target_layer = layer_of(s.origin.target_hook, where, "hook_name_out");
+        }
         if (s.architecture == "jumprelu" && metadata != nullptr) s.k = json_size(*metadata, "k", s.k, where);
         return batch;
     }
 
     // Ours, and TransformerLens' names of the residual stream: block i puts out hidden state i + 1.
-    static std::optional<long> layer_of(std::string_view hook, const std::string& where) {
+    static std::optional<long> layer_of(std::string_view hook, const std::string& where, const char* key) {
         constexpr std::string_view ours = "hidden_states.", block = "blocks.";
         if (hook.starts_with(ours)) {
             const auto layer = layer_number(hook.substr(ours.size()));
             if (!layer)
-                throw error("hooked layer is not a number", where + ", key hook_name", "found " + std::string(hook));
+                throw error("hooked layer is not a number", where + ", key " + key, "found " + std::string(hook));
             return layer;
         }
         if (!hook.starts_with(block)) return std::nullopt;
@@ -192,9 +196,13 @@ private:
         // Without it SAELens takes the file for one from before version 6, and the metadata for none.
         metadata.AddMember("sae_lens_version", "6.0.0", a);
         if (!s.origin.model.empty()) metadata.AddMember("model_name", text(s.origin.model), a);
-        if (!s.origin.hook.empty()) metadata.AddMember("hook_name", text(s.origin.hook), a);
-        else if (s.origin.layer)
-            metadata.AddMember("hook_name", text("hidden_states." + std::to_string(*s.origin.layer)), a);
+        const auto add_hook = [&](const char* key, const std::string& hook, const std::optional<long>& layer) {
+            if (hook.empty() && !layer) return;
+            metadata.AddMember(rapidjson::StringRef(key),
+                               text(hook.empty() ? "hidden_states." + std::to_string(*layer) : hook), a);
+        };
+        add_hook("hook_name", s.origin.hook, s.origin.layer);
+        add_hook("hook_name_out", s.origin.target_hook, s.origin.target_layer);
         // SAELens has no place for the k of batch top-k in use; its metadata take any key.
         if (s.architecture == "jumprelu" && s.k > 0) metadata.AddMember("k", number(s.k), a);
         json.AddMember("metadata", metadata, a);

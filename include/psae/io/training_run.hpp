@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +25,7 @@
 #include <psae/io/checkpoint.hpp>
 #include <psae/io/sae_file.hpp>
 #include <psae/sae/activation_stream.hpp>
+#include <psae/sae/device_sae.hpp>
 #include <psae/sae/geometric_median.hpp>
 #include <psae/sae/resample.hpp>
 
@@ -33,17 +35,28 @@ enum class decoder_bias_start { geometric_median, mean, zero };
 
 struct training_run_options {
     std::filesystem::path directory;
-    std::size_t first_column = 0;  // of the stream's rows: where the tokens [d_in] of this run begin
+    std::size_t first_column = 0;              // of the stream's rows: where the tokens [d_in] of this run begin
+    std::optional<std::size_t> target_column;  // of a transcoder: where its targets [d_out] begin
     std::uint64_t seed = 0;
     decoder_bias_start b_dec_start = decoder_bias_start::geometric_median;
     // Tokens are multiplied by sqrt(d_in) / their mean norm, as measured on the sample that the run starts from (SAELens'
-    // expected_average_only_in). The SAE is written for tokens as they are.
+    // expected_average_only_in), and the targets of a transcoder likewise by a number of their own. The SAE is written for
+    // tokens and targets as they are.
     bool normalise_activations = false;
     std::size_t checkpoint_every = 0, eval_every = 0;  // steps; 0: only at the end, never
     std::size_t resample_every = 0;                    // steps after which dead latents start anew; 0: never
     run_identity identity;
     std::string model;  // for cfg.json: the model and the hidden state the tokens are of
     long layer = -2;
+    std::optional<long> target_layer;  // the hidden state the targets are of
+};
+
+// Tokens [n, d_in] and what is to be explained by them: targets [n, d_out], which for an SAE are the tokens.
+struct training_rows {
+    training_rows() = default;
+    training_rows(std::span<const float> x) : training_rows(x, x) {}
+    training_rows(std::span<const float> x, std::span<const float> y) : tokens(x), targets(y) {}
+    std::span<const float> tokens, targets;
 };
 
 // Which of n pictures or rows are held out for evaluation: one in twenty, at least one and at most `most`, drawn by
@@ -141,12 +154,11 @@ public:
     virtual const std::optional<step_metrics>& last_step() const = 0;
     virtual bool has_checkpoint() const = 0;
 
-    // One of these comes first. `sample` gives tokens [n, d_in] to start from, and is asked for them only if they are
-    // needed.
-    virtual void initialise(const std::function<std::span<const float>()>& sample) = 0;
+    // One of these comes first. `sample` gives rows to start from, and is asked for them only if they are needed.
+    virtual void initialise(const std::function<training_rows()>& sample) = 0;
     // From a trained SAE, which `where` names; errors as of set_parameters.
     virtual void start_from(sae_weights from, const std::string& where,
-                            const std::function<std::span<const float>()>& sample) = 0;
+                            const std::function<training_rows()>& sample) = 0;
     // From the checkpoint of the directory; errors as of read_checkpoint.
     virtual void resume() = 0;
 
@@ -160,8 +172,7 @@ public:
     // Writes the checkpoint and the SAE.
     virtual void finish() = 0;
 
-    // On tokens [n, d_in].
-    virtual run_summary summarise(std::span<const float> tokens) = 0;
+    virtual run_summary summarise(training_rows on) = 0;
 };
 
 // Steps run on the device of a backend; start values, evaluation and files are the host's work.
@@ -170,9 +181,9 @@ class training_run final : public any_training_run {
     static constexpr bool on_host = Backend::memory == space::host;
 
 public:
-    // `held_out` [n, d_in], which must outlive the run: tokens on which it is evaluated every eval_every steps.
+    // `held_out`, which must outlive the run: rows on which it is evaluated every eval_every steps.
     training_run(Variant sae, const training_options& training, training_run_options options, const cpu& host,
-                 const Backend& device, std::span<const float> held_out = {})
+                 const Backend& device, training_rows held_out = {})
         : sae_(std::move(sae)),
           options_(std::move(options)),
           host_(host),
@@ -180,9 +191,18 @@ public:
           held_out_(held_out),
           dead_after_(training.dead_after),
           trainer_(sae_, training, device_),
-          batches_(device_) {}
+          batches_(device_),
+          target_batches_(device_) {
+        const bool targets = options_.target_column.has_value();
+        if (sae_view(sae_).is_transcoder() != targets)
+            throw error("a transcoder and no other SAE is trained on targets", options_.directory.string(),
+                        targets ? "expected no target_column" : "expected a target_column");
+        if (targets && options_.resample_every > 0)
+            throw error("latents of a transcoder cannot be resampled", options_.directory.string(),
+                        "expected resample_every 0, found " + std::to_string(options_.resample_every));
+    }
     training_run(Variant sae, const training_options& training, training_run_options options, const cpu& host,
-                 std::span<const float> held_out = {}) requires(on_host)
+                 training_rows held_out = {}) requires(on_host)
         : training_run(std::move(sae), training, std::move(options), host, host, held_out) {}
     training_run(const training_run&) = delete;
     training_run& operator=(const training_run&) = delete;
@@ -192,31 +212,30 @@ public:
     std::filesystem::path checkpoint_path() const { return options_.directory / "checkpoint" / "state.safetensors"; }
     bool has_checkpoint() const override { return std::filesystem::exists(checkpoint_path()); }
 
-    void initialise(const std::function<std::span<const float>()>& sample) override {
+    void initialise(const std::function<training_rows()>& sample) override {
         random_stream random(options_.seed);
         sae_.initialise(random);
-        measure_scale(sample);
-        const auto scale = static_cast<float>(activation_scale_);
-        const std::size_t d = sae_.inputs();
+        measure_scales(sample);
         if (options_.b_dec_start != decoder_bias_start::zero) {
-            const auto x = sample();
+            const auto y = sample().targets;
+            const std::size_t d = sae_.outputs();
+            const auto scale = static_cast<float>(output_scale());
             const auto b = options_.b_dec_start == decoder_bias_start::mean
-                               ? row_mean(x.data(), x.size() / d, d)
-                               : geometric_median(x.data(), x.size() / d, d);
+                               ? row_mean(y.data(), y.size() / d, d)
+                               : geometric_median(y.data(), y.size() / d, d);
             for (std::size_t c = 0; c < d; ++c) sae_.b_dec.data()[c] = scale * b[c];
         }
-        if constexpr (requires(const float* x) { sae_.start_on(host_, scratch_, x, d); }) {
-            const auto x = sample();
+        if constexpr (requires(const float* x) { sae_.start_on(host_, scratch_, x, sae_.inputs()); }) {
+            const auto x = sample().tokens;
             std::vector<float> scaled(x.begin(), x.end());
-            for (float& v : scaled) v *= scale;
-            sae_.start_on(host_, scratch_, scaled.data(), scaled.size() / d);
+            for (float& v : scaled) v *= static_cast<float>(activation_scale_);
+            sae_.start_on(host_, scratch_, scaled.data(), scaled.size() / sae_.inputs());
         }
         trainer_.write_parameters();
     }
-    void start_from(sae_weights from, const std::string& where,
-                    const std::function<std::span<const float>()>& sample) override {
-        measure_scale(sample);
-        if (activation_scale_ != 1) scale_input(from, activation_scale_);
+    void start_from(sae_weights from, const std::string& where, const std::function<training_rows()>& sample) override {
+        measure_scales(sample);
+        scale_input(from, activation_scale_, target_scale_);
         set_parameters(sae_, from, where);
         trainer_.write_parameters();
     }
@@ -230,6 +249,7 @@ public:
     void each_state(F&& f) {
         trainer_.each_state(f);
         f(std::string("activation_scale"), &activation_scale_, std::size_t{1});
+        if (options_.target_column) f(std::string("target_scale"), &target_scale_, std::size_t{1});
     }
 
     void begin() override {
@@ -243,11 +263,16 @@ public:
 
     void step(rows of_stream, double waited) override {
         const auto before = clock::now();
-        const auto x = tokens_of(of_stream);
+        const auto x = part_of(of_stream, options_.first_column, sae_.inputs(), activation_scale_, input_);
         const device_rows tokens{batches_(x.data, x.size()), x.shape()};  // while the step before is computed
+        device_rows targets = tokens;
+        if (options_.target_column) {
+            const auto y = part_of(of_stream, *options_.target_column, sae_.outputs(), target_scale_, targets_);
+            targets = device_rows{target_batches_(y.data, y.size()), y.shape()};
+        }
         wait();
         const auto start = on_host ? before : clock::now();
-        trainer_.start(tokens, tokens);
+        trainer_.start(tokens, targets);
         at_work_ =
             step_at_work{tokens, on_host ? waited : 0, start};  // the next rows are waited for while it is at work
         if (on_host) wait();
@@ -271,14 +296,14 @@ public:
         wait();
         trainer_.read_parameters();
         if (options_.checkpoint_every == 0 || steps_done() % options_.checkpoint_every != 0) write_checkpoint();
-        write_sae(options_.directory, trained(), options_.model, options_.layer);
+        write_sae(options_.directory, trained(), options_.model, options_.layer, options_.target_layer);
     }
 
-    run_summary summarise(std::span<const float> tokens) override {
+    run_summary summarise(training_rows on) override {
         wait();
         std::size_t dead = 0;
         for (const std::uint32_t since : trainer_.since_fired()) dead += since > dead_after_;
-        return {quality(tokens), double(dead) / double(sae_.latents()), double(tokens_) / seconds_};
+        return {quality(on), double(dead) / double(sae_.latents()), double(tokens_) / seconds_};
     }
 
 private:
@@ -296,21 +321,35 @@ private:
     sae_view trained() const {
         sae_view sae(sae_);
         sae.activation_scale = activation_scale_;
+        sae.target_scale = target_scale_;
         return sae;
     }
-    reconstruction_quality quality(std::span<const float> tokens) {
+    double output_scale() const { return options_.target_column ? target_scale_ : activation_scale_; }
+    reconstruction_quality quality(const training_rows& on) {
         trainer_.read_parameters();
-        return evaluate_sae(host_, scratch_, trained(), tokens.data(), tokens.size() / sae_.inputs());
+        sae_view sae = trained();
+        if constexpr (!on_host) {
+            Backend exact = device_;
+            exact.products = precision::fp32;  // as trained SAEs are used
+            sae.remote = std::make_shared<remote_sae_on<Backend>>(exact, sae);
+        }
+        return evaluate_sae(host_, scratch_, sae, on.tokens.data(), on.targets.data(),
+                            on.tokens.size() / sae_.inputs());
     }
     void write_checkpoint() {
         trainer_.read_parameters();
         psae::write_checkpoint(checkpoint_path(), sae_, *this, options_.identity);
     }
 
-    void measure_scale(const std::function<std::span<const float>()>& sample) {
+    void measure_scales(const std::function<training_rows()>& sample) {
         if (!options_.normalise_activations) return;
-        const auto rows = sample();
-        const std::size_t d = sae_.inputs(), n = rows.size() / d;
+        const training_rows rows = sample();
+        activation_scale_ = scale_of(rows.tokens, sae_.inputs());
+        if (options_.target_column) target_scale_ = scale_of(rows.targets, sae_.outputs());
+    }
+    // sqrt(d) over the mean norm of rows [n, d].
+    static double scale_of(std::span<const float> rows, std::size_t d) {
+        const std::size_t n = rows.size() / d;
         double norms = 0;
         for (std::size_t r = 0; r < n; ++r) {
             double squares = 0;
@@ -320,23 +359,22 @@ private:
         if (!(norms > 0) || !std::isfinite(norms))
             throw error("activations cannot be normalised", "mean norm " + std::to_string(norms / double(n)),
                         "expected a number above 0");
-        activation_scale_ = std::sqrt(double(d)) * double(n) / norms;
+        return std::sqrt(double(d)) * double(n) / norms;
     }
 
-    // This run's columns of the rows, scaled; the rows themselves where that is the same.
-    rows tokens_of(rows of_stream) {
-        const std::size_t d = sae_.inputs(), n = of_stream.rows();
-        if (of_stream.cols() == d && activation_scale_ == 1) return of_stream;
-        if (options_.first_column + d > of_stream.cols())
+    // Columns first .. first + d of the rows, scaled, in `memory`; the rows themselves where that is the same.
+    static rows part_of(rows of_stream, std::size_t first, std::size_t d, double scale, std::vector<float>& memory) {
+        const std::size_t n = of_stream.rows();
+        if (first == 0 && of_stream.cols() == d && scale == 1) return of_stream;
+        if (first + d > of_stream.cols())
             throw error("rows of the stream are too short", to_string(of_stream.shape()),
-                        "expected at least " + std::to_string(options_.first_column + d) + " columns");
-        input_.resize(n * d);
-        const auto scale = static_cast<float>(activation_scale_);
+                        "expected at least " + std::to_string(first + d) + " columns");
+        memory.resize(n * d);
         for (std::size_t r = 0; r < n; ++r) {
-            const float* from = of_stream.data + r * of_stream.cols() + options_.first_column;
-            for (std::size_t c = 0; c < d; ++c) input_[r * d + c] = scale * from[c];
+            const float* from = of_stream.data + r * of_stream.cols() + first;
+            for (std::size_t c = 0; c < d; ++c) memory[r * d + c] = static_cast<float>(scale) * from[c];
         }
-        return {input_.data(), shape<dyn, dyn>{n, d}};
+        return {memory.data(), shape<dyn, dyn>{n, d}};
     }
 
     std::vector<std::pair<std::string, double>> fields_of(const step_metrics& m) {
@@ -346,7 +384,7 @@ private:
                                      {"explained_variance", m.explained_variance},
                                      {"dead_fraction", m.dead_fraction},
                                      {"lr", m.lr}});
-        if (options_.eval_every > 0 && !held_out_.empty() && trainer_.steps_done() % options_.eval_every == 0) {
+        if (options_.eval_every > 0 && !held_out_.tokens.empty() && trainer_.steps_done() % options_.eval_every == 0) {
             const auto q = quality(held_out_);
             fields.insert(fields.end(),
                           {{"eval_mse", q.mse}, {"eval_l0", q.l0}, {"eval_explained_variance", q.explained_variance}});
@@ -390,17 +428,18 @@ private:
     training_run_options options_;
     cpu host_;
     Backend device_;
-    std::span<const float> held_out_;
+    training_rows held_out_;
     std::size_t dead_after_;
     psae::trainer<Variant, Backend> trainer_;
-    double activation_scale_ = 1;
+    double activation_scale_ = 1, target_scale_ = 1;
     std::optional<detail::step_log> metrics_log_;
     std::optional<step_metrics> last_;
     std::optional<step_at_work> at_work_;
-    std::vector<float> input_;               // scaled tokens of the batch
-    staged_upload<float, Backend> batches_;  // on another device copied while the step before is still computed there
-    arena<> scratch_;                        // of evaluation and resampling
-    double seconds_ = 0;                     // of the steps of this session
+    std::vector<float> input_, targets_;  // of the batch, scaled
+    // On another device copied while the step before is still computed there.
+    staged_upload<float, Backend> batches_, target_batches_;
+    arena<> scratch_;     // of evaluation and resampling
+    double seconds_ = 0;  // of the steps of this session
     std::size_t tokens_ = 0;
 };
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <psae/io/image_activations.hpp>
+#include <psae/sae/sae_in_place.hpp>
 #include <psae/vit/zero_shot.hpp>
 
 namespace psae {
@@ -55,8 +56,7 @@ inline std::vector<float> logits_of_tokens(const cpu& device, arena<>& scratch, 
                                            const zero_shot_classifier& classifier, float* tokens, std::size_t images,
                                            std::size_t layer) {
     std::vector<float> embeds(images * tower.projection());
-    tower.run(device, scratch, tokens, images, layer, tower.layers());
-    tower.project(device, scratch, tokens, images, embeds.data(), true);
+    tower.embeddings(device, scratch, tokens, images, layer, embeds.data());
     return classifier.logits(embeds, images);
 }
 
@@ -92,27 +92,27 @@ inline zero_shot_result zero_shot_accuracy(
     const cpu& device, const vision_tower& tower, const zero_shot_classifier& classifier, picture_reader& pictures,
     std::span<const std::int32_t> class_of_label, std::size_t layer, const std::optional<sae_view>& sae = {},
     const std::function<void(const zero_shot_picture&)>& each = [](const zero_shot_picture&) {}) {
-    const std::size_t T = tower.tokens(), d = tower.width(), C = classifier.classes.size();
+    const std::size_t C = classifier.classes.size();
     if (sae) {
         require_fit(tower, *sae);
         require_reconstruction(*sae, tower.name());
     }
     require_fit(tower, classifier, pictures.list(), class_of_label);
     zero_shot_result result;
-    std::vector<float> replaced;
+    const auto in_place = sae ? put_in_place(device, tower, layer, *sae) : nullptr;
+    std::vector<float> copy;
     const auto at = [&](arena<>& scratch, const hooked_tokens& h) {
-        const std::size_t count = h.pictures.size(), rows = count * T;
-        const auto logits_of_replaced = [&] {
-            return logits_of_tokens(device, scratch, tower, classifier, replaced.data(), count, layer);
-        };
-        replaced.assign(h.tokens, h.tokens + rows * d);
-        const auto logits = logits_of_replaced();
-        std::vector<float> logits_with_sae;
+        const std::size_t count = h.pictures.size();
+        std::vector<float> logits, logits_with_sae;
         if (sae) {
-            encode_in_batches(device, scratch, *sae, h.tokens, rows, 1, [&](std::size_t r, const auto& z) {
-                decode_rows(device, *sae, z, h.tokens + r * d, replaced.data() + r * d);
-            });
-            logits_with_sae = logits_of_replaced();
+            in_place->take(h.tokens, count, h.there);
+            for (std::size_t i = 0; i < count; ++i) in_place->add(i);
+            logits = classifier.logits(in_place->embeddings(), count);
+            for (std::size_t i = 0; i < count; ++i) in_place->add(i, {});
+            logits_with_sae = classifier.logits(in_place->embeddings(), count);
+        } else {
+            copy.assign(h.tokens, h.tokens + count * tower.tokens() * tower.width());
+            logits = logits_of_tokens(device, scratch, tower, classifier, copy.data(), count, layer);
         }
         for (std::size_t i = 0; i < count; ++i) {
             zero_shot_picture p{h.pictures[i],
@@ -128,7 +128,7 @@ inline zero_shot_result zero_shot_accuracy(
             each(p);
         }
     };
-    each_hooked(device, tower, pictures, std::span(&layer, 1), 8, at, [](std::size_t) {});
+    each_hooked(device, tower, pictures, std::span(&layer, 1), at, [](std::size_t) {});
     return result;
 }
 

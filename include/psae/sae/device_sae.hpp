@@ -15,9 +15,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include <psae/sae/inference.hpp>
+#include <psae/sae/sae_in_place.hpp>
 
 namespace psae {
 
@@ -66,6 +68,15 @@ template <class Backend>
 class remote_sae_on final : public remote_sae {
 public:
     remote_sae_on(const Backend& device, const sae_view& sae) : device_(device), sae_(device, sae) {}
+
+    std::unique_ptr<sae_in_place> put_in_place(const vision_tower& tower, std::size_t layer) const override {
+        const auto* there = dynamic_cast<const tower_on<Backend>*>(&tower);
+        if (there == nullptr || there->device().number() != device_.number()) return nullptr;
+        Backend device = there->device();
+        device.products = device_.products;
+        return std::make_unique<sae_in_place_on<Backend, tower_on<Backend>, device_sae<Backend>>>(device, *there, layer,
+                                                                                                  sae_);
+    }
 
     codes_view<float> encode(arena<>& scratch, const float* x, std::size_t n) const override {
         begin();

@@ -1,6 +1,6 @@
 #pragma once
 // How well an SAE does on tokens, summed over batches: memory is 2 d_in numbers and a byte a latent, whatever the number
-// of tokens.
+// of tokens. Of a transcoder x are the targets, d_in their width and x_hat its output.
 //
 //   psae::reconstruction_sums sums(d_in, d_sae);
 //   sums.add(x, z, x_hat, tower.tokens());       // batch by batch; z and x_hat as encode_rows and decode_rows give them
@@ -56,7 +56,7 @@ public:
         if (cls_.tokens + others_.tokens == 0 && z.tokens > 0) origin_.assign(x, x + d_);
         for (std::size_t t = 0; t < z.tokens; ++t)
             add_token(x + t * d_, x_hat + t * d_, tokens_per_image > 0 && t % tokens_per_image == 0 ? cls_ : others_);
-        for (std::size_t i = 0; i < z.entries(); ++i) {
+        for (std::size_t i = z.tokens == 0 ? 0 : z.offsets[0]; i < z.entries(); ++i) {
             if (!(z.value[i] > 0)) continue;
             ++active_;
             fired_[z.latent[i]] = 1;

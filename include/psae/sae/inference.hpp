@@ -35,6 +35,9 @@ struct sae_origin {
     std::string model;          // empty: nobody knows
     std::optional<long> layer;  // index into hidden_states, negative from the end
     std::string hook;           // SAELens' name of the place, where a file of it has one
+    // The same of what a transcoder puts out.
+    std::optional<long> target_layer{};
+    std::string target_hook{};
 };
 
 // How the codes z follow from the pre-activations h = x W_enc + b_enc (x centred or not), by SAELens' names:
@@ -51,8 +54,8 @@ struct sae_description {
     bool centred_input = true;  // b_dec is taken off the input before it is encoded
     input_scaling scaling = input_scaling::none;
     // Of an SAE in training: tokens are multiplied by it before they are encoded, reconstructions divided. (write_sae
-    // folds it into the weights.)
-    double activation_scale = 1;
+    // folds it into the weights.) The output of a transcoder, whose targets have a scale of their own, is divided by that.
+    double activation_scale = 1, target_scale = 1;
     bool rectified = true;  // of topk
     // Of topk: h is multiplied by the norm of the latent's decoder row, and z divided by it before it is decoded.
     bool rescaled = false;
@@ -61,10 +64,14 @@ struct sae_description {
     std::vector<float> W_skip;        // [d_out, d_in], of a linear skip connection; empty: there is none
     sae_origin origin;
 
-    bool scales_tokens() const { return scaling != input_scaling::none || activation_scale != 1; }
+    bool scales_tokens() const {
+        return scaling != input_scaling::none || activation_scale != 1 || output_scale() != 1;
+    }
     bool is_transcoder() const { return d_out > 0; }
     // The width of what is decoded.
     std::size_t outputs() const { return is_transcoder() ? d_out : d_in; }
+    // What the output is divided by.
+    double output_scale() const { return is_transcoder() ? target_scale : activation_scale; }
 };
 
 // psae::error for a transcoder: what it puts out cannot stand in place of its input. `where` names it.
@@ -85,10 +92,15 @@ struct sae_arrays {
     const float *W_enc, *b_enc, *W_dec, *b_dec, *threshold, *r_mag, *b_mag, *W_skip;
 };
 
+class vision_tower;  // vit/clip_vision.hpp
+class sae_in_place;  // sae/sae_in_place.hpp
+
 // A trained SAE in use on another device than the CPU. All arrays are the host's; one call at a time.
 class remote_sae {
 public:
     virtual ~remote_sae() = default;
+    // As the function of that name; null if the tower is not on the same device.
+    virtual std::unique_ptr<sae_in_place> put_in_place(const vision_tower& tower, std::size_t layer) const = 0;
     // As encode_rows and decode_rows.
     virtual codes_view<float> encode(arena<>& scratch, const float* x, std::size_t n) const = 0;
     virtual void decode(const codes_view<float>& z, const float* x, float* x_hat) const = 0;
@@ -122,12 +134,13 @@ struct sae_view : sae_description {
 };
 
 // Makes of an SAE one for tokens that have been multiplied by `scale`: h stays what it was. (SAELens folds the scale of
-// activations away so, with 1 / scale.)
-inline void scale_input(sae_weights& sae, double scale) {
-    const auto s = static_cast<float>(scale);
+// activations away so, with 1 / scale.) target_scale: that of a transcoder's targets.
+inline void scale_input(sae_weights& sae, double scale, double target_scale = 1) {
+    const auto s = static_cast<float>(scale), out = sae.is_transcoder() ? static_cast<float>(target_scale) : s;
     for (float& w : sae.W_enc) w /= s;
-    for (float& w : sae.W_dec) w *= s;
-    for (float& b : sae.b_dec) b *= s;
+    for (float& w : sae.W_dec) w *= out;
+    for (float& b : sae.b_dec) b *= out;
+    for (float& w : sae.W_skip) w *= out / s;
 }
 
 // Makes of a rescaled SAE a plain one with the same codes: rows of W_enc, and b_enc, are multiplied by the norms of the
@@ -163,26 +176,26 @@ inline void fold_centring(sae_weights& sae, bool centred) {
 }
 
 // Gives a variant in training the weights of a trained SAE. psae::error if the SAE has another size, treats its input
-// otherwise than variants do, or is a transcoder; `where` names the SAE in it.
+// otherwise than the variant does, or one of them is a transcoder and the other is not; `where` names the SAE in it.
 template <class Variant>
 void set_parameters(Variant& sae, const sae_weights& from, const std::string& where = {}) {
-    require_reconstruction(from, where);
     const sae_view own(sae);
+    if (!own.is_transcoder()) require_reconstruction(from, where);
     if (from.rescaled && !own.rescaled) {
         sae_weights plain = from;
         fold_decoder_norms(plain, where);
         return set_parameters(sae, plain, where);
     }
-    const auto text = [](std::size_t d, std::size_t f) {
-        return "d_in " + std::to_string(d) + " and d_sae " + std::to_string(f);
+    const auto text = [](const sae_description& s) {
+        return "d_in " + std::to_string(s.d_in) + " and d_sae " + std::to_string(s.d_sae) +
+               (s.is_transcoder() ? " of a transcoder to d_out " + std::to_string(s.d_out) : "");
     };
-    if (from.d_in != sae.inputs() || from.d_sae != sae.latents())
-        throw error("SAE has another size", where,
-                    "expected " + text(sae.inputs(), sae.latents()) + ", found " + text(from.d_in, from.d_sae));
-    if (from.centred_input != own.centred_input || from.scales_tokens() || !from.W_skip.empty())
+    if (from.d_in != own.d_in || from.d_sae != own.d_sae || from.d_out != own.d_out)
+        throw error("SAE has another size", where, "expected " + text(own) + ", found " + text(from));
+    if (from.centred_input != own.centred_input || from.scales_tokens() || from.W_skip.empty() != own.W_skip.empty())
         throw error("SAE treats its input otherwise than the variant in training", where,
                     std::string("expected ") + (own.centred_input ? "one that is centred" : "one that is not centred") +
-                        ", no normalisation of it and no skip connection");
+                        ", no normalisation of it and " + (own.W_skip.empty() ? "no" : "a") + " skip connection");
     std::copy(from.W_enc.begin(), from.W_enc.end(), sae.W_enc.data());
     std::copy(from.b_enc.begin(), from.b_enc.end(), sae.b_enc.data());
     std::copy(from.W_dec.begin(), from.W_dec.end(), sae.W_dec.data());
@@ -207,10 +220,10 @@ struct token_scale {
 // How they follow from a token.
 struct token_scaling {
     explicit token_scaling(const sae_description& sae)
-        : scaling(sae.scaling), activation_scale(sae.activation_scale), d(sae.d_in) {}
+        : scaling(sae.scaling), activation_scale(sae.activation_scale), output_scale(sae.output_scale()), d(sae.d_in) {}
 
     PSAE_FN token_scale of(const float* x) const {
-        if (scaling == input_scaling::none) return {0, float(1 / activation_scale), float(1 / activation_scale)};
+        if (scaling == input_scaling::none) return {0, float(1 / activation_scale), float(1 / output_scale)};
         double sum = 0, squares = 0;
         for (std::size_t c = 0; c < d; ++c) sum += double(x[c]);
         const double shift = scaling == input_scaling::layer_norm ? sum / double(d) : 0.0;
@@ -224,7 +237,7 @@ struct token_scaling {
     }
 
     input_scaling scaling;
-    double activation_scale;
+    double activation_scale, output_scale;
     std::size_t d;
 };
 // One of these numbers for each token, as a column [n, 1]. (nvcc writes pointers to members so that g++ warns of them.)
@@ -281,17 +294,18 @@ std::size_t count_entries(const Backend& device, const codes_view<float>& z) {
     return z.tokens == 0 ? 0 : read(device, z.offsets + z.tokens);
 }
 
-// Codes in a backend's memory as codes of the host.
+// Codes in a backend's memory, of some tokens among others, too, as codes of the host.
 template <class Backend>
 codes_view<float> download_codes(const Backend& device, arena<>& scratch, const codes_view<float>& z) {
-    const std::size_t entries = count_entries(device, z);
     auto* offsets = scratch.allocate<std::size_t>(z.tokens + 1);
-    auto* latent = scratch.allocate<std::uint32_t>(entries);
-    auto* value = scratch.allocate<float>(entries);
     offsets[0] = 0;
     if (z.tokens > 0) download(device, offsets, z.offsets, z.tokens + 1);
-    download(device, latent, z.latent, entries);
-    download(device, value, z.value, entries);
+    const std::size_t first = offsets[0], entries = offsets[z.tokens] - first;
+    for (std::size_t t = 0; t <= z.tokens; ++t) offsets[t] -= first;
+    auto* latent = scratch.allocate<std::uint32_t>(entries);
+    auto* value = scratch.allocate<float>(entries);
+    download(device, latent, z.latent + first, entries);
+    download(device, value, z.value + first, entries);
     codes_view<float> copy;
     copy.tokens = z.tokens, copy.latents = z.latents, copy.room = entries;
     copy.offsets = offsets, copy.latent = latent, copy.value = value;
@@ -402,7 +416,9 @@ void decode_rows_with(Backend device, arena<Backend::memory>& scratch, const sae
         const view<float, matrix, Backend::memory> output{x_hat, matrix{n, d_out}};
         assign(device, output, output * multiplier + shift);
     }
-    if (!sae.W_skip.empty()) gemm(device, false, true, n, d_out, d, 1.0f, x, d, arrays.W_skip, d, 1.0f, x_hat, d_out);
+    if (!sae.W_skip.empty())  // of scaled tokens, and scaled back
+        gemm(device, false, true, n, d_out, d, float(sae.activation_scale / sae.output_scale()), x, d, arrays.W_skip, d,
+             1.0f, x_hat, d_out);
     scratch.release_to(mark);
 }
 
@@ -438,27 +454,36 @@ void encode_in_batches(const cpu& device, arena<>& scratch, const sae_view& sae,
     }
 }
 
-// Adds rows x [n, d_in] to the sums: their codes, reconstructions and errors. tokens_per_image: as of
-// reconstruction_sums::add. psae::error for a transcoder.
+// Adds rows x [n, d_in] to the sums: their codes, what is decoded from them, and its errors as targets y [n, outputs()]
+// have it. tokens_per_image: as of reconstruction_sums::add.
+inline void evaluate_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x, const float* y,
+                          std::size_t n, reconstruction_sums& sums, std::size_t tokens_per_image = 0) {
+    encode_in_batches(device, scratch, sae, x, n, std::max<std::size_t>(tokens_per_image, 1),
+                      [&](std::size_t first, const codes_view<float>& z) {
+                          float* y_hat = scratch.allocate<float>(z.tokens * sae.outputs());
+                          decode_rows(device, sae, z, x + first * sae.d_in, y_hat);
+                          sums.add(y + first * sae.outputs(), z, y_hat, tokens_per_image);
+                      });
+}
+// The same of an SAE, whose targets are its tokens. psae::error for a transcoder.
 inline void evaluate_rows(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x, std::size_t n,
                           reconstruction_sums& sums, std::size_t tokens_per_image = 0) {
     require_reconstruction(sae, "evaluation");
-    encode_in_batches(device, scratch, sae, x, n, std::max<std::size_t>(tokens_per_image, 1),
-                      [&](std::size_t first, const codes_view<float>& z) {
-                          const float* rows = x + first * sae.d_in;
-                          float* x_hat = scratch.allocate<float>(z.tokens * sae.d_in);
-                          decode_rows(device, sae, z, rows, x_hat);
-                          sums.add(rows, z, x_hat, tokens_per_image);
-                      });
+    evaluate_rows(device, scratch, sae, x, x, n, sums, tokens_per_image);
 }
 
-// How well an SAE explains rows x [n, d_in] it may never have seen.
+// How well an SAE explains rows x [n, d_in] it may never have seen; a transcoder, targets y [n, d_out] by them.
+inline reconstruction_quality evaluate_sae(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
+                                           const float* y, std::size_t n) {
+    reconstruction_sums sums(sae.outputs(), sae.d_sae);
+    scratch.reset();
+    evaluate_rows(device, scratch, sae, x, y, n, sums);
+    return sums.result();
+}
 inline reconstruction_quality evaluate_sae(const cpu& device, arena<>& scratch, const sae_view& sae, const float* x,
                                            std::size_t n) {
-    reconstruction_sums sums(sae.d_in, sae.d_sae);
-    scratch.reset();
-    evaluate_rows(device, scratch, sae, x, n, sums);
-    return sums.result();
+    require_reconstruction(sae, "evaluation");
+    return evaluate_sae(device, scratch, sae, x, x, n);
 }
 
 }  // namespace psae

@@ -63,7 +63,7 @@ inline std::vector<std::size_t> draw_rows(resampling how, std::span<const float>
 // with `scale` times the mean length of the living latents' encoder rows, b_enc[f] = 0, and what else the variant has by
 // latent as its restart(...) says. `run` is the trainer: Adam's moments of these latents are zeroed; those of b_dec and
 // the count of updates stay. Throws psae::error where the numbers of rows and latents differ or one of them does not
-// exist; nothing has changed then.
+// exist; nothing has changed then. Not for transcoders, whose decoder rows are no directions of tokens.
 template <class Variant, class Trainer, class Shape>
 void resample(Variant& sae, Trainer& run, std::span<const std::uint32_t> dead,
               view<const typename Variant::value_type, Shape> x, std::span<const std::size_t> rows, resampling how,

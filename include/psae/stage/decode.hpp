@@ -12,11 +12,14 @@ struct no_bias {};
 template <class Codes, class W, class B, class Out>
 struct decode_stage {
     using T = typename Codes::value_type;
+    using tape_type = std::remove_pointer_t<decltype(Codes::owner)>;
     Codes z;
     W weights;
     B bias;
     latent_range range;
     Out out;
+    decltype(operand_of_products(std::declval<tape_type&>().device(), std::declval<tape_type&>().arena(),
+                                 std::declval<const T*>(), 0)) all_g = nullptr;  // of all tiles' products
 
     template <class Tape>
     void forward(Tape& t) {
@@ -62,10 +65,11 @@ private:
     void backward_of_tile(Tape& t, T* dz, const T* g, write how) {
         const codes_tile<T>& tile = z.codes->tile;
         const std::size_t d = weights.cols(), n = tile.tokens, count = tile.count;
-        product(t.device(), t.arena(), false, true, n, count, d, g, weights.data + tile.first * d, how, dz);
+        if (tile.first == 0) all_g = operand_of_products(t.device(), t.arena(), g, n * d);
+        product(t.device(), t.arena(), false, true, n, count, d, all_g, weights.data + tile.first * d, how, dz);
         if (weights.adjoint == nullptr) return;
         T* rows = chunk_rows(t, *z.codes->support, *weights.adjoint, d);
-        product(t.device(), t.arena(), true, false, count, d, n, tile.value, g,
+        product(t.device(), t.arena(), true, false, count, d, n, tile.value, all_g,
                 weights.adjoint->chunk.written ? write::add : write::overwrite, rows);
         weights.adjoint->chunk.written = true;
     }

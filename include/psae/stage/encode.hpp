@@ -142,9 +142,10 @@ private:
         codes.support->tile_latents = tile_latents;
         kept_tiles = std::min(t.codes_memory / (tile_size * sizeof(T)), (z.latents + tile_latents - 1) / tile_latents);
         kept = t.arena().template allocate<T>(kept_tiles * tile_size);
+        const auto all_x = operand_of_products(t.device(), t.arena(), static_cast<const T*>(x), n * d);
         each_tile(t.arena().template allocate<T>(tile_size), [&](std::size_t first, std::size_t count, T* tile) {
-            encode_tile(t.device(), t.arena(), tile, codes.fired + first, static_cast<const T*>(x), n, d,
-                        weights.data + first * d, bias.data + first, count, activation, latents_from{first});
+            encode_tile(t.device(), t.arena(), tile, codes.fired + first, all_x, n, d, weights.data + first * d,
+                        bias.data + first, count, activation, latents_from{first});
             codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
             t.run_readers(*codes.support);
         });
@@ -161,6 +162,7 @@ private:
         T* g = t.arena().template allocate<T>(n * support.tile_latents);
         T* bias_gradient = t.arena().template allocate<T>(z.latents);
         T* sums = t.arena().template allocate<T>(d);
+        const auto all_x = operand_of_products(t.device(), t.arena(), static_cast<const T*>(x), n * d);
         T* dx = nullptr;
         if constexpr (differentiable<Input>)
             if constexpr (!column_sums_suffice<Input>::value) dx = t.arena().template allocate<T>(n * d);
@@ -169,8 +171,8 @@ private:
             const T* rows_of_W = weights.data + first * d;
             const write how = first == 0 ? write::overwrite : write::add;
             if (first / support.tile_latents >= kept_tiles)
-                encode_tile(t.device(), t.arena(), tile, static_cast<std::uint32_t*>(nullptr), static_cast<const T*>(x),
-                            n, d, rows_of_W, bias.data + first, count, activation, latents_from{first});
+                encode_tile(t.device(), t.arena(), tile, static_cast<std::uint32_t*>(nullptr), all_x, n, d, rows_of_W,
+                            bias.data + first, count, activation, latents_from{first});
             codes.tile = {n, first, count, tile, is_everywhere<Activation>()};
             *z.adjoint = {g, false};
             t.run_reader_adjoints(support);
@@ -185,8 +187,8 @@ private:
             }
             if (weights.adjoint != nullptr) {
                 T* rows = chunk_rows(t, support, *weights.adjoint, d);
-                product(t.device(), t.arena(), true, false, count, d, n, static_cast<const T*>(g),
-                        static_cast<const T*>(x), weights.adjoint->chunk.written ? write::add : write::overwrite, rows);
+                product(t.device(), t.arena(), true, false, count, d, n, static_cast<const T*>(g), all_x,
+                        weights.adjoint->chunk.written ? write::add : write::overwrite, rows);
                 weights.adjoint->chunk.written = true;
             }
             for (auto* p = support.with_chunk; p != nullptr; p = p->next_with_chunk)

@@ -14,7 +14,8 @@ concept packed_weights = requires(const W& w) {
     w.shape();
 };
 
-// What a backend packs frozen weights into: `packed<T, Shape>`, made from a view of the host.
+// What a backend packs frozen weights into: `packed<T, Shape>`, made from a view of the host; and the tensor of a frozen
+// bias that is added to results in bf16, `bias<T, Shape>`.
 template <class Backend>
 struct weights_of;
 

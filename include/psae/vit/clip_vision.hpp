@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include <psae/stage/reduce.hpp>
 #include <psae/vit/clip_config.hpp>
 #include <psae/vit/deep_prompts.hpp>
+#include <psae/vit/preprocess.hpp>
 #include <psae/vit/transformer_block.hpp>
 
 namespace psae {
@@ -118,6 +121,8 @@ public:
     // Learnt tokens behind them, if the model is adapted by prompts.
     virtual std::size_t prompts() const { return 0; }
     std::size_t tokens() const { return image_tokens() + prompts(); }
+    // How many pictures go through it at a time. The number stays, since what a product rounds may depend on it.
+    virtual std::size_t pictures_of_pass() const = 0;
     // The hidden_states index of `layer`, which may count from the end; throws psae::error if there is none.
     std::size_t hidden_index(long layer) const {
         const long count = static_cast<long>(layers()) + 1, index = layer < 0 ? layer + count : layer;
@@ -141,14 +146,78 @@ public:
         embed(device, scratch, pixels, images, tokens);
         run(device, scratch, tokens, images, 0, layer);
     }
-    virtual void finish(float*) const {}
+    // The same from decoded pictures, preprocessed where the tower computes; they are others' by then, too. psae::error if
+    // their crop is not image_size().
+    virtual void begin(const cpu& device, arena<>& scratch, std::span<const image> pictures, const preprocessing& how,
+                       std::size_t layer, float* tokens) const {
+        require_size(how);
+        const std::size_t each = 3 * how.crop * how.crop;
+        float* pixels = scratch.allocate<float>(pictures.size() * each);
+        device.parallel_for(pictures.size(), [&](std::size_t i) { preprocess(pictures[i], how, pixels + i * each); });
+        begin(device, scratch, pixels, pictures.size(), layer, tokens);
+    }
+    // Where the same tokens are in memory of an asynchronous tower's device, until the second begin() behind theirs; or null.
+    virtual const float* finish(float*) const { return nullptr; }
     virtual bool asynchronous() const { return false; }
     // Image embeddings [images, projection()] of the last hidden state, scaled to unit length if asked.
     virtual void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                          bool normalised) const = 0;
+    // Those of unit length that follow from hidden state `layer`. The tokens are gone afterwards.
+    virtual void embeddings(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t layer,
+                            float* embeds) const {
+        run(device, scratch, tokens, images, layer, layers());
+        project(device, scratch, tokens, images, embeds, true);
+    }
     // As embedding_gradient, of one image. psae::error if prompts are put in behind hidden state `first`.
     virtual float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                                 const float* direction, float* gradient) const = 0;
+    // The mean of that gradient over tokens end - a change for each of `absent`.
+    virtual void differentiate_path(const cpu& device, arena<>& scratch, const float* end, const float* change,
+                                    std::span<const float> absent, std::size_t first, const float* direction,
+                                    float* gradient) const = 0;
+
+protected:
+    void require_size(const preprocessing& how) const {
+        if (how.crop != image_size())
+            throw error("pictures are cropped to another size than the model's", name(),
+                        "expected " + std::to_string(image_size()) + ", found " + std::to_string(how.crop));
+    }
+};
+
+// A tower on another device than the CPU, which works on arrays in memory of that device, too. One call at a time.
+template <class Backend>
+class tower_on : public vision_tower {
+public:
+    explicit tower_on(const Backend& device) : device_(device) {}
+    const Backend& device() const { return device_; }
+    // As above, of tokens in the device's memory; embeds are the host's.
+    virtual void embeddings(const Backend& device, arena<Backend::memory>& scratch, float* tokens, std::size_t images,
+                            std::size_t layer, float* embeds) const = 0;
+    void embeddings(const cpu&, arena<>&, float* tokens, std::size_t images, std::size_t layer,
+                    float* embeds) const override {
+        restart();
+        float* there = uploaded(tokens, images * this->tokens() * width());
+        embeddings(device_, memory_, there, images, layer, embeds);
+    }
+
+protected:
+    void restart() const {
+        make_current(device_);
+        memory_.reset();
+    }
+    float* uploaded(const float* from, std::size_t count) const {
+        float* there = memory_.template allocate<float>(count);
+        upload(device_, there, from, count);
+        return there;
+    }
+
+    Backend device_;
+    mutable arena<Backend::memory> memory_;
+};
+template <>
+class tower_on<cpu> : public vision_tower {
+public:
+    explicit tower_on(const cpu&) {}
 };
 
 namespace detail {
@@ -156,8 +225,9 @@ namespace detail {
 // The arrays of passes that are under way.
 template <class Backend>
 struct staged_passes {
-    explicit staged_passes(const Backend& device) : pixels(device), tokens(device) {}
+    explicit staged_passes(const Backend& device) : pixels(device), pictures(device), tokens(device) {}
     staged_upload<float, Backend> pixels;
+    staged_upload<std::uint8_t, Backend> pictures;
     staged_download<float, Backend> tokens;
 };
 template <>
@@ -172,21 +242,29 @@ struct staged_passes<cpu> {
 // On the CPU it computes where and with as many threads as it is told; on another device it has its own memory there,
 // and takes and gives arrays of the host.
 template <class Config, class Backend = cpu>
-class clip_vision_tower final : public vision_tower {
+class clip_vision_tower : public tower_on<Backend> {
     using model_type = clip_vision<Config, float, Backend>;
+    using tokens_shape = typename model_type::tokens_shape;
     static constexpr bool on_host = Backend::memory == space::host;
+    static constexpr std::size_t pixels_of_image = 3 * Config::image * Config::image;
 
 public:
     // psae::error if the prompts do not fit the tower.
     template <class Source>
-    explicit clip_vision_tower(const Source& source, deep_prompts prompts = {}, const Backend& device = Backend())
-        : model_(source), prompts_(std::move(prompts)), device_(device), passes_(device) {
-        if (prompts_.count == 0) return;
-        prompts_.require_fit(Config::width, Config::layers, Config::name);
-        arena<> scratch;
-        float* first = prompts_.rows[0].data();
-        infer(cpu(1), scratch, first, tokens_shape{prompts_.count}, first, prompts_.count * Config::width,
-              [&](const auto& x, auto) { return model_.pre_norm(x); });
+    explicit clip_vision_tower(const Source& source, const deep_prompts& prompts = {},
+                               const Backend& device = Backend())
+        : tower_on<Backend>(device), model_(source), prompts_(prompts.count), passes_(device) {
+        if (prompts_ == 0) return;
+        prompts.require_fit(Config::width, Config::layers, Config::name);
+        make_current(device);
+        for (const auto& rows : prompts.rows) {
+            prompt_rows_.emplace_back(shape<dyn>{rows.size()});
+            upload(device, prompt_rows_.back().data(), rows.data(), rows.size());
+        }
+        float* first = prompt_rows_[0].data();
+        arena<Backend::memory> scratch;
+        infer_in(device, scratch, first, tokens_shape{prompts_}, first,
+                 [&](const auto& x, auto) { return model_.pre_norm(x); });
     }
 
     const char* name() const override { return Config::name; }
@@ -195,103 +273,121 @@ public:
     std::size_t width() const override { return Config::width; }
     std::size_t layers() const override { return Config::layers; }
     std::size_t projection() const override { return Config::projection; }
-    std::size_t prompts() const override { return prompts_.count; }
+    std::size_t prompts() const override { return prompts_; }
+    std::size_t pictures_of_pass() const override { return on_host ? 8 : 64; }
 
     void embed(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images,
                float* tokens) const override {
-        constexpr std::size_t own = Config::tokens * Config::width;
-        infer(device, scratch, pixels, typename model_type::pixels_shape{images}, tokens, images * own, embedding());
-        if (prompts() == 0) return;
-        for (std::size_t i = images; i-- > 0;)  // to their places among prompts, the last image first
-            std::copy_backward(tokens + i * own, tokens + (i + 1) * own,
-                               tokens + i * this->tokens() * Config::width + own);
-        prompts_.put(0, tokens, images, this->tokens(), Config::tokens);
+        compute(device, scratch, pixels, images * pixels_of_image, tokens, images * floats_of_image(),
+                [&](const auto& backend, auto& memory, const float* x, float* out) {
+                    embed_in(backend, memory, x, images, out);
+                });
     }
     void run(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
              std::size_t last) const override {
-        for (std::size_t i = first, end; i < last; i = end) {
-            if (i > 0) prompts_.put(i, tokens, images, this->tokens(), Config::tokens);
-            end = prompts_.depth() > i + 1 ? i + 1 : last;  // the next prompts, if any, are put in there
-            run_blocks(device, scratch, tokens, images, i, end);
+        if constexpr (on_host) {
+            run_in(device, scratch, tokens, images, first, last);
+        } else if (first < last) {
+            const std::size_t size = images * floats_of_image();
+            this->restart();
+            float* x = this->uploaded(tokens, size);
+            run_in(this->device_, this->memory_, x, images, first, last);
+            download(this->device_, tokens, x, size);
         }
     }
-    // Prompts are put in by the host, which then waits for each of their blocks.
-    bool asynchronous() const override { return !on_host && prompts() == 0; }
+    bool asynchronous() const override { return !on_host; }
     void begin(const cpu& device, arena<>& scratch, const float* pixels, std::size_t images, std::size_t layer,
                float* tokens) const override {
-        if constexpr (!on_host) {
-            if (asynchronous()) {
-                make_current(device_);
-                memory_.reset();
-                const typename model_type::pixels_shape extents{images};
-                const float* in = passes_.pixels(pixels, extents.size());
-                const std::size_t size = images * Config::tokens * Config::width;
-                float* x = passes_.tokens.next(size);
-                infer_in(device_, memory_, in, extents, x, embedding());
-                infer_blocks(device_, memory_, x, images, 0, layer);
-                passes_.tokens.send(tokens, size);
-                return;
-            }
+        if constexpr (on_host) {
+            vision_tower::begin(device, scratch, pixels, images, layer, tokens);
+        } else {
+            this->restart();
+            begin_there(passes_.pixels(pixels, images * pixels_of_image), images, layer, tokens);
         }
-        vision_tower::begin(device, scratch, pixels, images, layer, tokens);
     }
-    void finish(float* tokens) const override {
-        if constexpr (!on_host)
-            if (asynchronous()) passes_.tokens.finish(tokens);
+    void begin(const cpu& device, arena<>& scratch, std::span<const image> pictures, const preprocessing& how,
+               std::size_t layer, float* tokens) const override {
+        if constexpr (on_host) {
+            vision_tower::begin(device, scratch, pictures, how, layer, tokens);
+        } else {
+            this->require_size(how);
+            this->restart();
+            float* pixels = this->memory_.template allocate<float>(pictures.size() * pixels_of_image);
+            preprocess(this->device_, this->memory_, passes_.pictures, pictures, how, pixels);
+            begin_there(pixels, pictures.size(), layer, tokens);
+        }
+    }
+    const float* finish(float* tokens) const override {
+        if constexpr (on_host) return nullptr;
+        else return passes_.tokens.finish(tokens);
     }
     void project(const cpu& device, arena<>& scratch, const float* tokens, std::size_t images, float* embeds,
                  bool normalised) const override {
-        const std::size_t each = this->tokens(), size = images * Config::projection;
-        const tokens_shape extents{images * each};
-        if (normalised)
-            infer(device, scratch, tokens, extents, embeds, size,
-                  [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
-                      const auto e = model_.template project<Operand>(x, each);
-                      return e / norm(e);
-                  });
-        else
-            infer(device, scratch, tokens, extents, embeds, size,
-                  [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
-                      return model_.template project<Operand>(x, each);
-                  });
+        compute(device, scratch, tokens, images * floats_of_image(), embeds, images * Config::projection,
+                [&](const auto& backend, auto& memory, const float* x, float* out) {
+                    project_in(backend, memory, x, images, out, normalised);
+                });
+    }
+    using tower_on<Backend>::embeddings;
+    void embeddings(const Backend& device, arena<Backend::memory>& scratch, float* tokens, std::size_t images,
+                    std::size_t layer, float* embeds) const override {
+        const std::size_t size = images * Config::projection;
+        const auto mark = scratch.position();
+        run_in(device, scratch, tokens, images, layer, Config::layers);
+        if constexpr (on_host) {
+            project_in(device, scratch, tokens, images, embeds, true);
+        } else {
+            float* there = scratch.template allocate<float>(size);
+            project_in(device, scratch, tokens, images, there, true);
+            download(device, embeds, there, size);
+        }
+        scratch.release_to(mark);
     }
     float differentiate(const cpu& device, arena<>& scratch, const float* tokens, std::size_t first,
                         const float* direction, float* gradient) const override {
-        if (prompts_.depth() > first)
-            throw error("gradient does not pass prompts", Config::name,
-                        "they are put in before blocks 0 to " + std::to_string(prompts_.depth() - 1) +
-                            ", the tokens are hidden state " + std::to_string(first),
-                        "choose a later layer");
+        require_no_prompts(first);
         const std::size_t each = this->tokens(), size = each * Config::width;
         if constexpr (on_host) {
             return embedding_gradient(device, scratch, model_, tokens, first, direction, gradient, each);
         } else {
-            make_current(device_);
-            memory_.reset();
-            float *x = uploaded(tokens, size), *along = uploaded(direction, Config::projection),
-                  *dx = memory_.template allocate<float>(size);
-            const float value = embedding_gradient(device_, memory_, model_, static_cast<const float*>(x), first,
-                                                   static_cast<const float*>(along), dx, each);
-            download(device_, gradient, dx, size);
+            this->restart();
+            float *x = this->uploaded(tokens, size), *along = this->uploaded(direction, Config::projection),
+                  *dx = this->memory_.template allocate<float>(size);
+            const float value = embedding_gradient(this->device_, this->memory_, model_, static_cast<const float*>(x),
+                                                   first, static_cast<const float*>(along), dx, each);
+            download(this->device_, gradient, dx, size);
             return value;
         }
     }
 
-private:
-    using tokens_shape = typename model_type::tokens_shape;
+    void differentiate_path(const cpu& device, arena<>& scratch, const float* end, const float* change,
+                            std::span<const float> absent, std::size_t first, const float* direction,
+                            float* gradient) const override {
+        require_no_prompts(first);
+        if constexpr (on_host) {
+            differentiate_path_in(device, scratch, end, change, absent, first, direction, gradient);
+        } else {
+            const std::size_t size = floats_of_image();
+            this->restart();
+            const float *from = this->uploaded(end, size), *along = this->uploaded(change, size),
+                        *to = this->uploaded(direction, Config::projection);
+            float* mean = this->memory_.template allocate<float>(size);
+            differentiate_path_in(this->device_, this->memory_, from, along, absent, first, to, mean);
+            download(this->device_, gradient, mean, size);
+        }
+    }
 
-    float* uploaded(const float* from, std::size_t count) const {
-        float* there = memory_.template allocate<float>(count);
-        upload(device_, there, from, count);
-        return there;
+private:
+    std::size_t floats_of_image() const { return this->tokens() * Config::width; }
+    void require_no_prompts(std::size_t first) const {
+        if (prompt_rows_.size() > first)
+            throw error("gradient does not pass prompts", Config::name,
+                        "they are put in before blocks 0 to " + std::to_string(prompt_rows_.size() - 1) +
+                            ", the tokens are hidden state " + std::to_string(first),
+                        "choose a later layer");
     }
-    // Stages from pixels to hidden state 0.
-    auto embedding() const {
-        return [this]<class Operand>(const auto& pixels, std::type_identity<Operand>) {
-            return model_.template embed<Operand>(pixels);
-        };
-    }
-    // out = stages(x, std::type_identity of the operands' type).
+
+    // stages(x, std::type_identity of the operands' type) to `out`. This and what follows: in memory of the backend.
     template <class Shape, class Stages>
     static void infer_in(const Backend& backend, arena<Backend::memory>& memory, const float* x, const Shape& extents,
                          float* out, const Stages& stages) {
@@ -299,52 +395,105 @@ private:
             detail::infer(backend, memory, x, extents, out, [&](const auto& input) { return stages(input, operands); });
         });
     }
-    // The same on arrays of the host. out: [count].
-    template <class Shape, class Stages>
-    void infer(const cpu& device, arena<>& scratch, const float* x, const Shape& extents, float* out, std::size_t count,
-               const Stages& stages) const {
-        if constexpr (on_host) {
-            infer_in(device, scratch, x, extents, out, stages);
-        } else {
-            make_current(device_);
-            memory_.reset();
-            const float* in = uploaded(x, extents.size());
-            float* result = memory_.template allocate<float>(count);
-            infer_in(device_, memory_, in, extents, result, stages);
-            download(device_, out, result, count);
+    // Hidden state 0, the prompts of the embeddings behind each picture's own tokens.
+    void embed_in(Backend backend, arena<Backend::memory>& memory, const float* pixels, std::size_t images,
+                  float* tokens) const {
+        constexpr std::size_t own_tokens = Config::tokens, d = Config::width;
+        const auto mark = memory.position();
+        float* own = prompts_ == 0 ? tokens : memory.template allocate<float>(images * own_tokens * d);
+        infer_in(backend, memory, pixels, typename model_type::pixels_shape{images}, own,
+                 [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                     return model_.template embed<Operand>(x);
+                 });
+        if (prompts_ > 0) {
+            put_rows(backend, tokens, images, this->tokens(), 0, own, own_tokens, own_tokens, d);
+            put_prompts(backend, 0, tokens, images);
         }
+        memory.release_to(mark);
+    }
+    // Those of block i, if it has some.
+    void put_prompts(Backend& backend, std::size_t i, float* tokens, std::size_t images) const {
+        if (i < prompt_rows_.size())
+            put_rows(backend, tokens, images, this->tokens(), Config::tokens, prompt_rows_[i].data(), 0, prompts_,
+                     Config::width);
+    }
+    // A pass from pixels in the device's memory, whose tokens are then on their way.
+    void begin_there(const float* pixels, std::size_t images, std::size_t layer, float* tokens) const {
+        const std::size_t size = images * floats_of_image();
+        float* x = passes_.tokens.next(size);
+        embed_in(this->device_, this->memory_, pixels, images, x);
+        run_in(this->device_, this->memory_, x, images, 0, layer);
+        passes_.tokens.send(tokens, size);
     }
     // Blocks first .. last, in place.
-    void infer_blocks(const Backend& backend, arena<Backend::memory>& memory, float* tokens, std::size_t images,
-                      std::size_t first, std::size_t last) const {
-        detail::with_operand_type(backend, [&]<class Operand>(std::type_identity<Operand>) {
-            detail::infer_blocks<Config::width>(backend, memory, tokens, images, this->tokens(),
-                                                sizeof(Operand) * Config::mlp, first, last,
-                                                [&](std::size_t b, const auto& h, float* place) {
-                                                    model_.template block<Operand>(b, h, this->tokens(), place);
-                                                });
-        });
+    void run_in(Backend backend, arena<Backend::memory>& memory, float* tokens, std::size_t images, std::size_t first,
+                std::size_t last) const {
+        for (std::size_t i = first, end; i < last; i = end) {
+            if (i > 0) put_prompts(backend, i, tokens, images);
+            end = prompt_rows_.size() > i + 1 ? i + 1 : last;  // the next prompts, if any, are put in there
+            detail::with_operand_type(backend, [&]<class Operand>(std::type_identity<Operand>) {
+                detail::infer_blocks<Config::width>(backend, memory, tokens, images, this->tokens(),
+                                                    sizeof(Operand) * Config::mlp, i, end,
+                                                    [&](std::size_t b, const auto& h, float* place) {
+                                                        model_.template block<Operand>(b, h, this->tokens(), place);
+                                                    });
+            });
+        }
     }
-    // The same on tokens of the host.
-    void run_blocks(const cpu& device, arena<>& scratch, float* tokens, std::size_t images, std::size_t first,
-                    std::size_t last) const {
+    void project_in(const Backend& backend, arena<Backend::memory>& memory, const float* tokens, std::size_t images,
+                    float* embeds, bool normalised) const {
+        const std::size_t each = this->tokens();
+        const tokens_shape extents{images * each};
+        if (normalised)
+            infer_in(backend, memory, tokens, extents, embeds,
+                     [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                         const auto e = model_.template project<Operand>(x, each);
+                         return e / norm(e);
+                     });
+        else
+            infer_in(backend, memory, tokens, extents, embeds,
+                     [&]<class Operand>(const auto& x, std::type_identity<Operand>) {
+                         return model_.template project<Operand>(x, each);
+                     });
+    }
+    void differentiate_path_in(Backend backend, arena<Backend::memory>& memory, const float* end, const float* change,
+                               std::span<const float> absent, std::size_t first, const float* direction,
+                               float* gradient) const {
+        using rows = view<float, tokens_shape, Backend::memory>;
+        using const_rows = const_view<float, tokens_shape, Backend::memory>;
+        const tokens_shape extents{this->tokens()};
+        const std::size_t size = floats_of_image();
+        const auto mark = memory.position();
+        float *tokens = memory.template allocate<float>(size), *own = memory.template allocate<float>(size);
+        const float share = 1 / static_cast<float>(absent.size());
+        fill(backend, gradient, size, 0.0f);
+        for (const float a : absent) {
+            assign(backend, rows{tokens, extents}, const_rows{end, extents} - a * const_rows{change, extents});
+            embedding_gradient(backend, memory, model_, static_cast<const float*>(tokens), first, direction, own,
+                               this->tokens());
+            assign(backend, rows{gradient, extents}, share * const_rows{own, extents}, write::add);
+        }
+        memory.release_to(mark);
+    }
+    // f(backend, memory, x, out) on arrays of the host. x: [inputs], out: [outputs].
+    template <class F>
+    void compute(const cpu& device, arena<>& scratch, const float* x, std::size_t inputs, float* out,
+                 std::size_t outputs, const F& f) const {
         if constexpr (on_host) {
-            infer_blocks(device, scratch, tokens, images, first, last);
+            f(device, scratch, x, out);
         } else {
-            const std::size_t size = images * this->tokens() * Config::width;
-            make_current(device_);
-            memory_.reset();
-            float* x = uploaded(tokens, size);
-            infer_blocks(device_, memory_, x, images, first, last);
-            download(device_, tokens, x, size);
+            this->restart();
+            const float* in = this->uploaded(x, inputs);
+            float* result = this->memory_.template allocate<float>(outputs);
+            f(this->device_, this->memory_, in, result);
+            download(this->device_, out, result, outputs);
         }
     }
 
     model_type model_;
-    deep_prompts prompts_;  // the first after the layer norm
-    [[no_unique_address]] Backend device_;
-    mutable arena<Backend::memory> memory_;          // of another device than the host
-    mutable detail::staged_passes<Backend> passes_;  // of an asynchronous tower
+    std::size_t prompts_;
+    std::vector<tensor<float, shape<dyn>, Backend::memory>> prompt_rows_;  // the first after the layer norm
+    mutable detail::staged_passes<Backend> passes_;                        // of an asynchronous tower
 };
 
 }  // namespace psae

@@ -72,7 +72,7 @@ struct transformer_block {
 
     row<Width> gain_1, shift_1, gain_2, shift_2;  // of the two layer norms
     matrix<3 * Width, Width> W_qkv;               // queries, keys, values, heads within each
-    row<3 * Width> b_qkv;
+    typename weights_of<Backend>::template bias<T, shape<3 * Width>> b_qkv;
     matrix<Width, Width> W_out;
     row<Width> b_out;
     matrix<Mlp, Width> W_1;

@@ -31,6 +31,22 @@ inline void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4], const st
     __syncwarp();  // nobody's registers change before all have looked
 }
 
+template <bool transposed>
+void load_matrices(std::uint32_t (&of)[4], const void* row) {
+    using namespace cuda_emulation;
+    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) fail("a row of a matrix is not at a multiple of 16 bytes");
+    const bf16* rows[lanes];
+    for (unsigned lane = 0; lane < lanes; ++lane)
+        rows[lane] = static_cast<const bf16*>(__shfl_sync(0xffffffffu, row, static_cast<int>(lane)));
+    const unsigned r = threadIdx.x % lanes / 4, c = threadIdx.x % 4 * 2;
+    for (unsigned i = 0; i < 4; ++i) {
+        const bf16 *const *matrix = rows + 8 * i, *first = matrix[transposed ? c : r] + (transposed ? r : c),
+                          *second = transposed ? matrix[c + 1] + r : first + 1;
+        of[i] = first->bits | std::uint32_t{second->bits} << 16;
+    }
+    __syncwarp();  // nobody writes there before all have read
+}
+
 inline std::uint32_t rounded_pair(float first, float second) {
     return to_bf16(first).bits | std::uint32_t{to_bf16(second).bits} << 16;
 }
