@@ -45,8 +45,8 @@ struct sae_evaluation {
 
 // psae::error if what the SAE puts out cannot be compared with tokens of the target.
 inline void require_target(const vision_tower& tower, const layer_sae& s) {
-    if (s.target == s.layer) return require_reconstruction(s.sae, tower.name());
-    if (!s.sae.is_transcoder() || s.target < s.layer || s.sae.d_out != tower.width())
+    if (!s.sae.is_transcoder() && s.target == s.layer) return;
+    if (!s.sae.is_transcoder() || s.target <= s.layer || s.sae.d_out != tower.width())
         throw error("SAE and target layer do not fit", tower.name(),
                     "expected a transcoder to d_out " + std::to_string(tower.width()) + " from a layer before " +
                         std::to_string(s.target) + ", found outputs " + std::to_string(s.sae.outputs()) +
@@ -67,12 +67,13 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
     const std::size_t T = tower.image_tokens(), d = tower.width();
     std::vector<std::size_t> layers;
     std::vector<std::unique_ptr<sae_in_place>> in_place;
+    const auto memory = std::make_shared<arena<>>();
     std::vector<reconstruction_sums> sums;
     std::vector<latent_summary_builder> summaries;
     for (const layer_sae& s : saes) {
         require_fit(tower, s.sae);
         require_target(tower, s);
-        in_place.push_back(put_in_place(device, tower, s.target, s.sae));
+        in_place.push_back(put_in_place(device, tower, s.target, s.sae, memory));
         layers.insert(layers.end(), {s.layer, s.target});
         sums.emplace_back(d, s.sae.d_sae);
         if (options.top_images > 0) summaries.emplace_back(s.sae.d_sae, options.top_images);
@@ -97,7 +98,7 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
                            class_of(pictures.list(), h.pictures[i], options.class_of_label));
         };
         for (std::size_t s = 0; s < saes.size(); ++s) {
-            const bool is_transcoder = saes[s].target != saes[s].layer;
+            const bool is_transcoder = saes[s].sae.is_transcoder();
             if (is_transcoder && saes[s].layer == h.layer) inputs[s].assign(h.tokens, h.tokens + images * x_hat.size());
             if (saes[s].target != h.layer) continue;
             sae_in_place& own = *in_place[s];

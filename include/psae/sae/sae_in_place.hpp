@@ -48,14 +48,17 @@ class sae_in_place_on final : public sae_in_place {
     static constexpr std::size_t encoded_rows = 512;  // at once, since dense codes of more take much memory
 
 public:
-    sae_in_place_on(const Backend& device, const Tower& tower, std::size_t layer, const Sae& sae)
+    sae_in_place_on(const Backend& device, const Tower& tower, std::size_t layer, const Sae& sae,
+                    std::shared_ptr<arena<Backend::memory>> memory = std::make_shared<arena<Backend::memory>>())
         : device_(device),
           tower_(tower),
           layer_(layer),
           sae_(sae),
           size_(tower.tokens() * tower.width()),
           versions_(shape_of(tower.pictures_of_pass())),
-          lists_(device) {}
+          lists_(device),
+          shared_(std::move(memory)),
+          memory_(*shared_) {}
 
     void take(const float* tokens, std::size_t images, const float* there) override {
         make_current(device_);
@@ -168,7 +171,8 @@ private:
     std::size_t size_;                                  // floats of a picture
     tensor<float, matrix, Backend::memory> versions_;
     staged_upload<latent_value, Backend> lists_;
-    arena<Backend::memory> memory_;
+    std::shared_ptr<arena<Backend::memory>> shared_;
+    arena<Backend::memory>& memory_;
 
     const float* x_ = nullptr;
     std::size_t images_ = 0, first_ = 0, versions_added_ = 0;  // first_: of the pictures whose codes are at hand
@@ -178,13 +182,15 @@ private:
     std::vector<float> embeds_;
 };
 
-// An SAE in a tower whose tokens it takes; both must outlive it. (Of a transcoder `layer` is the target, and tokens are
-// those of the hidden state it takes; what it leaves unexplained has no meaning.)
+// An SAE in a tower whose tokens it takes; both must outlive it. What is put in goes in at `layer`, of a transcoder the
+// target; codes do not depend on it. (What a transcoder leaves unexplained of its own tokens has no meaning.)
+// memory: of the CPU, which several may share that are used one after the other, each from its take() on.
 inline std::unique_ptr<sae_in_place> put_in_place(const cpu& device, const vision_tower& tower, std::size_t layer,
-                                                  const sae_view& sae) {
+                                                  const sae_view& sae,
+                                                  std::shared_ptr<arena<>> memory = std::make_shared<arena<>>()) {
     if (sae.remote != nullptr)
         if (auto there = sae.remote->put_in_place(tower, layer)) return there;
-    return std::make_unique<sae_in_place_on<cpu, vision_tower, sae_view>>(device, tower, layer, sae);
+    return std::make_unique<sae_in_place_on<cpu, vision_tower, sae_view>>(device, tower, layer, sae, std::move(memory));
 }
 
 }  // namespace psae
