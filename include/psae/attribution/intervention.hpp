@@ -1,6 +1,6 @@
 #pragma once
-// Interventions on latents: which of them can be set; and the statistics of what an intervention does to an accuracy.
-// (The codes themselves: edit_codes; in the place of a tower's tokens: sae/sae_in_place.hpp.)
+// Interventions on latents: the statistics of what one does to an accuracy. (The codes themselves: edit_codes; in the
+// place of a tower's tokens: sae/sae_in_place.hpp.)
 //
 //   const psae::latent_value values[] = {{1234, 5.0f}};
 //   const auto steered = psae::edit_codes(device, scratch, z, {psae::codes_edit::action::set, values});
@@ -17,19 +17,6 @@
 #include <psae/cpu/edit_codes.hpp>
 
 namespace psae {
-
-// psae::error unless these can be set in codes of so many latents: latents that exist, each once and ascending, finite
-// values.
-inline void require_settable(std::span<const latent_value> values, std::size_t latents) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        const auto& [f, v] = values[i];
-        const std::string where = "latent " + std::to_string(f);
-        if (f >= latents) throw error("no such latent", where, "0 to " + std::to_string(latents - 1));
-        if (!std::isfinite(v)) throw error("value of a latent is not finite", where);
-        if (i > 0 && f <= values[i - 1].latent)
-            throw error("latents to set are not ascending", where, "expected each of them once");
-    }
-}
 
 // 95% intervals.
 struct interval {

@@ -12,7 +12,9 @@
 namespace psae {
 
 // Edited codes to be decoded, in memory of the arena. z: of some tokens among others, too.
+// psae::error as require_settable.
 inline codes_view<float> edit_codes(const cpu&, arena<>& scratch, const codes_view<float>& z, const codes_edit& edit) {
+    require_settable(edit.latents, z.latents);
     using action = codes_edit::action;
     const bool sets = edit.what == action::set;
     const std::size_t most =

@@ -21,6 +21,7 @@ struct bf16_attention_tile {
     using memory = attention_tile<bf16, width, 1>;
     static constexpr unsigned most_threads = 256, queries = 16, others = 128, step = 32, stride = memory::stride;
     static constexpr std::size_t bytes = sizeof(bf16) * 2 * others * stride;
+    static_assert(width % 32 == 0, "psae: values are loaded 32 columns at a time");
     static_assert(most_threads / 32 * queries <= others, "psae: queries pass through the memory of keys");
 };
 

@@ -58,7 +58,8 @@ __global__ void edit_codes_kernel(std::size_t* offsets, std::uint32_t* latent, T
 
 }  // namespace detail
 
-// As on the CPU, but with entries that are 0 in place of those that are removed.
+// As on the CPU, but with entries that are 0 in place of those that are removed, and of latents that are known to be
+// settable (require_settable): it cannot look at the list.
 inline codes_view<float> edit_codes(const cuda& device, arena<space::device>& scratch, const codes_view<float>& z,
                                     const codes_edit& edit) {
     codes_view<float> edited;

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -30,9 +31,13 @@ public:
     page_locked_array() = default;
     page_locked_array(const page_locked_array&) = delete;
     page_locked_array& operator=(const page_locked_array&) = delete;
-    ~page_locked_array() { cudaFreeHost(data_); }
+    ~page_locked_array() {
+        const std::lock_guard lock(capture_or_release());
+        cudaFreeHost(data_);
+    }
     // What was in it is lost.
     void resize(std::size_t count) {
+        const std::lock_guard lock(capture_or_release());
         cudaFreeHost(std::exchange(data_, nullptr));
         void* p = nullptr;
         check(cudaMallocHost(&p, count * sizeof(T)), "page-locked memory");

@@ -22,8 +22,8 @@
 namespace psae {
 
 // Adds all pictures that can be read to the counts, by the tokens of hidden state `layer` (without prompts, see
-// tokens_of_images). class_of_label: a class, or -1 (its pictures do not count), for each label of the list. progress(pictures behind the batch): what it throws ends
-// the work. psae::error as require_fit and encode_rows.
+// tokens_of_images). class_of_label: a class, or -1 (its pictures do not count), for each label of the list.
+// progress(pictures behind the batch): what it throws ends the work. psae::error as require_fit and encode_rows.
 inline void count_class_latents(
     const cpu& device, const vision_tower& tower, picture_reader& pictures,
     std::span<const std::int32_t> class_of_label, const sae_view& sae, std::size_t layer, class_latent_counter& counter,

@@ -158,7 +158,8 @@ struct hooked_tokens {
     std::span<const std::size_t> pictures;  // their indices in the list
     std::size_t layer;
     const float* tokens;
-    const float* there;  // in memory of the tower's device, if they are there, too
+    // In memory of the tower's device, if they are there, too: what works on them is waited for before the next batch.
+    const float* there;
 };
 
 // Passes of a tower over pictures, to one of its layers. An asynchronous tower has begun the next one when one is
@@ -206,6 +207,7 @@ private:
     template <class Read>
     void begin(pass& p, std::uint64_t first, const Read& read) {
         p.first = none;
+        p.there = nullptr;
         read(first, batch_);
         p.pictures = batch_.indices;
         const std::size_t count = p.pictures.size();

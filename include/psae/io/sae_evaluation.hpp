@@ -120,6 +120,7 @@ inline model_evaluation evaluate_saes(const cpu& device, const vision_tower& tow
             result.labelled += labels.back() >= 0;
         }
         if (classifier == nullptr) return;
+        // Tokens as they are, for which any SAE's place will do.
         const auto last = std::find_if(saes.begin(), saes.end(), [&](const auto& s) { return s.target == h.layer; });
         sae_in_place& own = *in_place[static_cast<std::size_t>(last - saes.begin())];
         own.take(h.tokens, images, h.there);

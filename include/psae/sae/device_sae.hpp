@@ -72,10 +72,8 @@ public:
     std::unique_ptr<sae_in_place> put_in_place(const vision_tower& tower, std::size_t layer) const override {
         const auto* there = dynamic_cast<const tower_on<Backend>*>(&tower);
         if (there == nullptr || there->device().number() != device_.number()) return nullptr;
-        Backend device = there->device();
-        device.products = device_.products;
-        return std::make_unique<sae_in_place_on<Backend, tower_on<Backend>, device_sae<Backend>>>(device, *there, layer,
-                                                                                                  sae_);
+        return std::make_unique<sae_in_place_on<Backend, tower_on<Backend>, device_sae<Backend>>>(device_, *there,
+                                                                                                  layer, sae_);
     }
 
     codes_view<float> encode(arena<>& scratch, const float* x, std::size_t n) const override {

@@ -92,7 +92,7 @@ struct sae_arrays {
     const float *W_enc, *b_enc, *W_dec, *b_dec, *threshold, *r_mag, *b_mag, *W_skip;
 };
 
-class vision_tower;  // vit/clip_vision.hpp
+class vision_tower;  // vit/vision_tower.hpp
 class sae_in_place;  // sae/sae_in_place.hpp
 
 // A trained SAE in use on another device than the CPU. All arrays are the host's; one call at a time.
@@ -404,7 +404,8 @@ void decode_rows_with(Backend device, arena<Backend::memory>& scratch, const sae
     const float* value = z.value;
     if (sae.rescaled) {
         float* norm = scratch.template allocate<float>(sae.d_sae);
-        float* unscaled = scratch.template allocate<float>(count_entries(device, z));
+        float* unscaled =
+            scratch.template allocate<float>(Backend::memory == space::host ? count_entries(device, z) : z.room);
         row_norms(device, norm, arrays.W_dec, sae.d_sae, d_out);
         codes_assign(device, unscaled, z, divided_by_norm{norm}, write::overwrite);
         value = unscaled;

@@ -17,7 +17,7 @@
 
 #include <psae/cpu/edit_codes.hpp>
 #include <psae/sae/inference.hpp>
-#include <psae/vit/clip_vision.hpp>
+#include <psae/vit/vision_tower.hpp>
 
 namespace psae {
 
@@ -41,7 +41,8 @@ public:
 };
 
 // With arrays in memory of a backend. Tower: tower_on<Backend>, Sae: device_sae<Backend>; on the CPU vision_tower and
-// sae_view, which may have their own devices. `device` is the SAE's, on the stream of the tower's.
+// sae_view, which may have their own devices. `device` is the SAE's, whose
+// stream all of it is given: what a tower has begun meanwhile goes on beside it.
 template <class Backend, class Tower, class Sae>
 class sae_in_place_on final : public sae_in_place {
     static constexpr bool on_host = Backend::memory == space::host;
@@ -55,7 +56,6 @@ public:
           layer_(layer),
           sae_(sae),
           size_(tower.tokens() * tower.width()),
-          versions_(shape_of(tower.pictures_of_pass())),
           lists_(device),
           shared_(std::move(memory)),
           memory_(*shared_) {}
@@ -75,6 +75,7 @@ public:
     }
     void add(std::size_t image) override { assign(device_, next_version(), tokens_of(image)); }
     void add(std::size_t image, const codes_edit& edit, bool error_term) override {
+        require_settable(edit.latents, sae_.d_sae);
         encode(image);
         const rows version = next_version();
         const auto mark = memory_.position();
@@ -111,6 +112,7 @@ private:
     rows version(std::size_t i) { return {versions_.data() + i * size_, shape_of(1)}; }
     rows next_version() {
         make_current(device_);
+        if (versions_.size() == 0) versions_ = decltype(versions_)(shape_of(tower_.pictures_of_pass()));
         if (versions_added_ == tower_.pictures_of_pass()) run_blocks();
         return version(versions_added_++);
     }
@@ -118,11 +120,10 @@ private:
         const std::size_t done = embeds_.size();
         if (versions_added_ == 0) return;
         embeds_.resize(done + versions_added_ * tower_.projection());
-        const auto run = [&](const Backend& device) {
-            tower_.embeddings(device, memory_, versions_.data(), versions_added_, layer_, embeds_.data() + done);
-        };
-        if constexpr (on_host) run(device_);
-        else run(tower_.device());
+        Backend device = device_;
+        if constexpr (!on_host) device.products = tower_.device().products;
+        make_current(device);
+        tower_.embeddings(device, memory_, versions_.data(), versions_added_, layer_, embeds_.data() + done);
         versions_added_ = 0;
     }
 
