@@ -45,6 +45,15 @@ sae_weights random_sae() {
     sae.b_dec = random_numbers(d, 4);
     return sae;
 }
+// From one layer to another, with a skip connection.
+sae_weights random_transcoder() {
+    sae_weights transcoder = random_sae();
+    transcoder.centred_input = false;
+    transcoder.d_out = d;
+    transcoder.W_skip = random_numbers(d * d, 5);
+    for (float& w : transcoder.W_skip) w /= 8;
+    return transcoder;
+}
 // With nothing left that the CPU could use.
 sae_view remote(const sae_weights& weights) {
     sae_view sae(weights);
@@ -247,7 +256,8 @@ TEST_CASE("zero-shot accuracy, evaluations and interventions on the GPU are thos
     struct results {
         std::vector<float> zero_shot, interventions, qualities, accuracies;
     };
-    const auto results_of = [&](const vision_tower& tower, const sae_view& sae) {
+    const sae_weights transcoder = random_transcoder();
+    const auto results_of = [&](const vision_tower& tower, const sae_view& sae, const sae_view& transcoder) {
         results r;
         auto pictures = read_pictures();
         const auto add = [](std::vector<float>& to, std::span<const float> values) {
@@ -268,7 +278,7 @@ TEST_CASE("zero-shot accuracy, evaluations and interventions on the GPU are thos
                                add(r.interventions, p.plain);
                                add(r.interventions, p.logits);
                            }});
-        const std::vector<layer_sae> saes{{sae, layer}, {sae, 2}};
+        const std::vector<layer_sae> saes{{sae, layer}, {sae, 2}, {transcoder, layer, 2}};
         const auto evaluation = evaluate_saes(host, tower, pictures, saes,
                                               {.classifier = &classifier, .class_of_label = of_label, .top_images = 2});
         CHECK(evaluation.pictures == 11);
@@ -283,7 +293,8 @@ TEST_CASE("zero-shot accuracy, evaluations and interventions on the GPU are thos
         }
         return r;
     };
-    const auto here = results_of(two.here, two.sae), there = results_of(two.there, two.sae_there);
+    const auto here = results_of(two.here, two.sae, transcoder),
+               there = results_of(two.there, two.sae_there, remote(transcoder));
     CHECK(here.zero_shot.size() == 11 * 2 * 4);
     CHECK(here.interventions.size() == 11 * 6 * 4);
     CHECK(relative_difference(there.zero_shot, here.zero_shot) < 2e-5);
