@@ -157,12 +157,13 @@ std::vector<std::pair<const char*, double>> numbers_of(const evaluation& e, cons
 }
 
 std::string csv_of(const evaluation& e) {
-    std::string csv = "sae,architecture,d_sae,layer,tokens";
+    std::string csv = "sae,architecture,d_sae,layer,target_layer,tokens";
     for (const auto& [name, value] : numbers_of(e, e.saes.front())) csv += std::string(",") + name;
     csv += '\n';
     for (const auto& sae : e.saes) {
-        csv += fmt::format("{},{},{},{},{}", psae::detail::quoted_field(sae.path), sae.sae.architecture, sae.sae.d_sae,
-                           sae.layer ? std::to_string(*sae.layer) : "", sae.result.quality.all.tokens);
+        csv += fmt::format("{},{},{},{},{},{}", psae::detail::quoted_field(sae.path), sae.sae.architecture,
+                           sae.sae.d_sae, sae.layer ? std::to_string(*sae.layer) : "",
+                           sae.target_layer ? std::to_string(*sae.target_layer) : "", sae.result.quality.all.tokens);
         for (const auto& [name, value] : numbers_of(e, sae))
             csv += std::isfinite(value) ? fmt::format(",{}", value) : std::string(",");
         csv += '\n';
@@ -229,12 +230,27 @@ void print_evaluation(const evaluation& e) {
     fmt::print("{}\n", line);
 }
 
+// Where a transcoder goes from and to must be known: no layer is its own by default.
+void require_layers(const state& s, const CLI::App& sub, const psae::sae_origin& origin, const std::string& path) {
+    if (!s.activations.empty())
+        throw psae::error("a transcoder needs the tokens of two layers", path, "found --activations of one",
+                          "give --model and --images");
+    const auto expected = [](const std::string& key, const std::string& hook) {
+        return "expected " + key + " of a hidden state, found " + (hook.empty() ? "none" : hook);
+    };
+    if (!origin.target_layer)
+        throw psae::error("nobody knows the transcoder's target layer", path,
+                          expected("hook_name_out", origin.target_hook));
+    if (!origin.layer && sub.count("--layer") == 0)
+        throw psae::error("nobody knows the transcoder's layer", path, expected("hook_name", origin.hook),
+                          "give --layer");
+}
+
 void run(state& s, const CLI::App& sub) {
     evaluation e;
     for (const std::string& path : s.saes) {
         e.saes.push_back({path, load_sae(path), {}, {}, {}});
-        const auto& sae = e.saes.back().sae;
-        if (!s.activations.empty() || !sae.origin.target_layer) psae::require_reconstruction(sae, path);
+        if (e.saes.back().sae.is_transcoder()) require_layers(s, sub, e.saes.back().sae.origin, path);
     }
     const std::filesystem::path out(s.out);
     if (!s.out.empty()) std::filesystem::create_directories(out);  // one that cannot be made is known before the work
