@@ -194,8 +194,8 @@ std::string sparsity_option(const std::string& variant) {
 
 void report_sweep(const std::string& directory, const std::vector<sweep_result>& results, bool json) {
     std::string csv =
-        "name,variant,layer,d_sae,sparsity_option,sparsity_value,steps,l0,explained_variance,mse,dead_fraction,"
-        "tokens_per_s,failure\n";
+        "name,variant,layer,target_layer,d_sae,sparsity_option,sparsity_value,steps,l0,explained_variance,mse,"
+        "dead_fraction,tokens_per_s,failure\n";
     std::vector<std::vector<std::string>> table{
         {"name", "variant", "sparsity", "d_sae", "L0", "explained", "mse", "dead", "tokens/s", ""}};
     std::vector<json_object> objects;
@@ -207,19 +207,23 @@ void report_sweep(const std::string& directory, const std::vector<sweep_result>&
         const std::string option = sparsity_option(o.variant),
                           value =
                               fmt::format("{}", std::strtod(effective_value(*r.run->command, option).c_str(), nullptr)),
-                          layer = o.activations.empty() ? std::to_string(o.images.layer) : "";
+                          layer = o.activations.empty() ? std::to_string(o.images.layer) : "",
+                          target_layer = o.target_layer ? std::to_string(*o.target_layer) : "";
         const auto number = [](double v) { return std::isfinite(v) ? fmt::format("{}", v) : std::string(); };
         std::string failure = r.failure;
         for (std::size_t i = 0; (i = failure.find('"', i)) != std::string::npos; i += 2) failure.insert(i, 1, '"');
-        csv += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},\"{}\"\n", r.run->name, o.variant, layer, o.d_sae,
-                           option, value, r.steps, number(s.quality.l0), number(s.quality.explained_variance),
-                           number(s.quality.mse), number(s.dead_fraction), number(s.tokens_per_s), failure);
+        csv +=
+            fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\"\n", r.run->name, o.variant, layer, target_layer,
+                        o.d_sae, option, value, r.steps, number(s.quality.l0), number(s.quality.explained_variance),
+                        number(s.quality.mse), number(s.dead_fraction), number(s.tokens_per_s), failure);
         table.push_back({r.run->name, o.variant, option + " " + value, std::to_string(o.d_sae),
                          text_of(s.quality.l0, 4), text_of(s.quality.explained_variance, 4), text_of(s.quality.mse, 4),
                          text_of(100 * s.dead_fraction, 3) + "%", text_of(s.tokens_per_s, 4),
                          r.failure.empty() ? "" : "failed: " + r.failure});
         json_object object;
-        object.add("name", r.run->name).add("variant", o.variant).add("layer", o.images.layer).add("d_sae", o.d_sae);
+        object.add("name", r.run->name).add("variant", o.variant).add("layer", o.images.layer);
+        if (o.target_layer) object.add("target_layer", *o.target_layer);
+        object.add("d_sae", o.d_sae);
         object.add("steps", r.steps).add("l0", s.quality.l0).add("explained_variance", s.quality.explained_variance);
         object.add("mse", s.quality.mse).add("dead_fraction", s.dead_fraction).add("tokens_per_s", s.tokens_per_s);
         object.add("failure", r.failure).add("out", o.out);

@@ -66,6 +66,14 @@ void report_one(const train_options& s, const psae::any_training_run& run) {
                    m.l0, m.explained_variance, 100 * m.dead_fraction, s.out);
 }
 
+psae::sae_weights starting_sae(const train_options& s) {
+    auto sae = load_sae(s.init);
+    if (s.variant == "transcoder" && sae.architecture != "standard")
+        throw psae::error("transcoder in training has other activations", s.init,
+                          "expected standard, found " + sae.architecture);
+    return sae;
+}
+
 // `s` and `command` are those that were given; the planned runs have their own.
 template <class Source>
 void train(const train_options& s, const CLI::App& command, std::vector<planned_run>& planned, data<Source> rows) {
@@ -121,7 +129,7 @@ void train(const train_options& s, const CLI::App& command, std::vector<planned_
         const train_options& own = *planned[i].options;
         const auto its_sample = [&, i] { return sample(planned[i]); };
         if (s.resume && (none_has_checkpoint || runs[i]->has_checkpoint())) runs[i]->resume();
-        else if (!own.init.empty()) runs[i]->start_from(load_sae(own.init), own.init, its_sample);
+        else if (!own.init.empty()) runs[i]->start_from(starting_sae(own), own.init, its_sample);
         else runs[i]->initialise(its_sample);
     }
     std::filesystem::create_directories(s.out);  // now: one that cannot be made is known before the work
@@ -219,13 +227,15 @@ void train_on_pictures(const train_options& s, const CLI::App& command, std::vec
     std::vector<std::size_t> layers;
     for (planned_run& p : planned) {
         p.hidden_state = tower->hidden_index(p.options->images.layer);
+        p.options->images.layer = long(p.hidden_state);  // what is written counts layers from the start
         layers.push_back(p.hidden_state);
         if (!p.options->target_layer) continue;
         p.target_state = tower->hidden_index(*p.options->target_layer);
         if (*p.target_state <= p.hidden_state)
             throw psae::error(
-                "target layer is not behind the layer", "--target-layer",
+                "target layer is not behind the layer", p.name.empty() ? "--target-layer" : p.name + ": --target-layer",
                 fmt::format("expected hidden state {} or behind it, found {}", p.hidden_state + 1, *p.target_state));
+        p.options->target_layer = long(*p.target_state);
         layers.push_back(*p.target_state);
     }
     std::sort(layers.begin(), layers.end());
