@@ -1,4 +1,7 @@
 // Transcoders through the program: trained from one hidden state to another, evaluated against the targets.
+#include <array>
+#include <numeric>
+
 #include <psae/io/training_run.hpp>
 
 #include "../pipeline.hpp"
@@ -101,11 +104,11 @@ TEST_CASE("a transcoder explains the target layer, and its numbers are those of 
         CHECK(sae.is_transcoder());
         CHECK(sae.W_skip.size() == (skip ? d * d : 0));
         CHECK(sae.origin.layer == 1);
-        CHECK(sae.origin.target_layer == -2);
-        CHECK(run_well({"info", work / "run", "--json"}).json()["target_layer"].GetInt() == -2);
+        CHECK(sae.origin.target_layer == 3);
+        CHECK(run_well({"info", work / "run", "--json"}).json()["target_layer"].GetInt() == 3);
         run_well({"report", "--sae", work / "run", "--out", work / "report.html"});
         CHECK(contains(read_text(work / "report.html"), "Transcoder (standard), 96 latents of width 64"));
-        CHECK(contains(read_text(work / "report.html"), "to hidden state -2"));
+        CHECK(contains(read_text(work / "report.html"), "to hidden state 3"));
         // The held-out picture, as trained with scales and as written without.
         const auto held_out = psae::split_held_out(pictures, 16384 / T, 3).held_out;
         const auto there = quality_of(work / "run", of_pictures(x, held_out), of_pictures(y, held_out));
@@ -157,6 +160,15 @@ TEST_CASE("a transcoder starts on the targets, with a scale for them and one for
     CHECK(contains(refused(with(transcoder_arguments(work / "second", "1"),
                                 {"--skip-connection=true", "--init=" + (work / "run").string()})),
                    "a skip connection"));
+    // One whose thresholds this variant does not have is no start.
+    auto other = psae::read_sae(work / "run");
+    other.architecture = "jumprelu";
+    other.threshold.assign(other.d_sae, 0.5f);
+    psae::write_sae(work / "other", other);
+    const auto error =
+        refused(with(transcoder_arguments(work / "second", "1"), {"--init=" + (work / "other").string()}));
+    CHECK(contains(error, (work / "other").string()));
+    CHECK(contains(error, "expected standard, found jumprelu"));
 }
 
 TEST_CASE("a transcoder that was killed resumes to the same bytes, and not to another target") {
@@ -199,15 +211,24 @@ TEST_CASE("a transcoder of a sweep has the bytes of the one trained alone") {
                                 of_pictures(tokens_of(work, "4"), held_out));
     CHECK(json["runs"][3]["explained_variance"].GetDouble() == Approx(far.explained_variance).epsilon(1e-3));
     CHECK(json["runs"][3]["mse"].GetDouble() == Approx(far.mse).epsilon(1e-4));
+    CHECK(json["runs"][3]["target_layer"].GetInt() == 4);
+    CHECK_FALSE(json["runs"][0].HasMember("target_layer"));
+    const auto csv = read_text(work / "sweep" / "sweep.csv");
+    CHECK(contains(csv, "\nfar,transcoder,0,4,96,l1,1,"));
+    CHECK(contains(csv, "\ntopk_k=6_layer=2,topk,2,,96,k,6,"));
     CHECK(psae::read_sae(work / "sweep" / "far").origin.target_layer == 4);
 }
 
 TEST_CASE("evaluate puts a transcoder's output in place of the target layer") {
     const temporary_folder work;
     psae::write_text(work / "classes.txt", "0_cat\tcat\n1_tree\ttree\n2_red_car\tred car\n3_house\thouse\n");
+    psae::write_text(work / "templates.txt", "a photo of a {}.\n");
+    psae::write_text(work / "texts.txt",
+                     "a photo of a cat.\na photo of a tree.\na photo of a red car.\na photo of a house.\n");
     const auto evaluate = [&](std::vector<fs::path> saes) {
-        std::vector<std::string> arguments{"evaluate",          "--model",   pipeline / "model",   "--images",
-                                           pipeline / "images", "--classes", work / "classes.txt", "--json"};
+        std::vector<std::string> arguments{
+            "evaluate",           "--model",     pipeline / "model",     "--images", pipeline / "images", "--classes",
+            work / "classes.txt", "--templates", work / "templates.txt", "--out",    work / "out",        "--json"};
         for (const auto& sae : saes) arguments.insert(arguments.end(), {"--sae", sae});
         return run_well(arguments).json();
     };
@@ -215,6 +236,7 @@ TEST_CASE("evaluate puts a transcoder's output in place of the target layer") {
     auto sae = pipeline_sae();
     std::fill(sae.W_dec.begin(), sae.W_dec.end(), 0.0f);
     psae::write_sae(work / "sae", sae, "pipeline", 3);
+    psae::write_sae(work / "early", sae, "pipeline", 1);
     sae.centred_input = false;
     sae.d_out = d;
     sae.origin = {"pipeline", 1, {}, 3, {}};
@@ -234,6 +256,28 @@ TEST_CASE("evaluate puts a transcoder's output in place of the target layer") {
     double squares = 0;
     for (std::size_t i = 0; i < x.size(); ++i) squares += (double(y[i]) - double(x[i])) * (double(y[i]) - double(x[i]));
     CHECK(number(2, "mse") == Approx(squares / double(x.size())).epsilon(1e-5));
+    const auto csv = read_text(work / "out" / "evaluation.csv");
+    CHECK(contains(csv, "sae\",standard,96,3,,408,"));
+    CHECK(contains(csv, "identity\",standard,96,1,3,408,"));
+    // The tokens of layer 1 put in at layer 3 are classified alike.
+    run_well({"embed", "--model", pipeline / "model", "--images", pipeline / "images", "--layer", "3", "--replace",
+              work / "tokens1.npz", "--texts", work / "texts.txt", "--out", work / "replaced.npz", "--threads", "1"});
+    const auto images = floats(work / "replaced.npz", "image_embeds"),
+               texts = floats(work / "replaced.npz", "text_embeds");
+    const std::size_t p = texts.size() / 4;
+    std::size_t right = 0;
+    for (std::size_t i = 0; i < pictures; ++i) {
+        std::array<float, 4> logits{};
+        for (std::size_t c = 0; c < 4; ++c)
+            logits[c] = std::inner_product(&images[i * p], &images[i * p] + p, &texts[c * p], 0.0f);
+        right += std::size_t(std::max_element(logits.begin(), logits.end()) - logits.begin()) == i / 6;
+    }
+    CHECK(right != pictures / 4);  // as many as any one answer to all gives
+    CHECK(number(2, "accuracy_with_sae") == double(right) / pictures);
+    // The plain model is plain, also where the last layer is a transcoder's target.
+    const double plain = evaluate({work / "early"})["saes"][0]["accuracy"].GetDouble();
+    CHECK(plain > number(2, "accuracy_with_sae"));
+    CHECK(evaluate({work / "early", work / "identity"})["saes"][1]["accuracy"].GetDouble() == plain);
 }
 
 TEST_CASE("what is no transcoder's is refused in one line") {
@@ -243,6 +287,9 @@ TEST_CASE("what is no transcoder's is refused in one line") {
     };
     CHECK(contains(train({"--target-layer=1"}, 1), "expected hidden state 2 or behind it, found 1"));
     CHECK(contains(train({"--target-layer=5"}, 1), "the model has no such layer"));
+    psae::write_text(work / "sweep.json", R"({"layer": [1, 3], "target-layer": [2, 4]})");
+    CHECK(contains(train({"--sweep=" + (work / "sweep.json").string()}, 1),
+                   "transcoder_layer=3_target-layer=2: --target-layer"));
     CHECK(contains(train({"--dead-latents=resample"}, 2), "resample does not go with transcoder"));
     CHECK(contains(train({"--dead-latents=ghost"}, 2), "--dead-latents"));
     CHECK(contains(train({"--variant=topk"}, 2), "--target-layer: goes with --variant transcoder"));
@@ -268,5 +315,21 @@ TEST_CASE("what is no transcoder's is refused in one line") {
     }
     write_npz(work / "rows.npz", "tokens", some_rows(50, d), {50, d});
     CHECK(contains(refused({"evaluate", "--sae", work / "run", "--activations", work / "rows.npz"}),
-                   "transcoder does not give back its input"));
+                   "a transcoder needs the tokens of two layers"));
+    // Where it goes from and to must be in its file, or said.
+    auto sae = psae::read_sae(work / "run");
+    const auto evaluate = [&](const std::string& hook, const std::string& target_hook) {
+        sae.origin = {"pipeline", {}, hook, {}, target_hook};
+        psae::write_sae(work / "hooked", sae);
+        return std::vector<std::string>{"evaluate",          "--model", pipeline / "model", "--images",
+                                        pipeline / "images", "--sae",   work / "hooked"};
+    };
+    const std::string mlp = "blocks.1.ln2.hook_normalized", mlp_out = "blocks.1.hook_mlp_out";
+    auto error = refused(evaluate("hidden_states.1", mlp_out));
+    CHECK(contains(error, "target layer (" + (work / "hooked").string()));
+    CHECK(contains(error, "expected hook_name_out of a hidden state, found " + mlp_out));
+    error = refused(evaluate(mlp, "hidden_states.3"));
+    CHECK(contains(error, "expected hook_name of a hidden state, found " + mlp));
+    CHECK(contains(refused(evaluate("", "hidden_states.3")), "found none"));
+    run_well(with(evaluate(mlp, "hidden_states.3"), {"--layer=1"}));
 }
