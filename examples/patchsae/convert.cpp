@@ -43,8 +43,9 @@ void run(state& s, const CLI::App& sub) {
         .add("out", s.out);
     if (s.common.json) summary.print();
     else
-        fmt::print("{} SAE, {} latents of width {}, from {} to {}: {}\n", sae.architecture, sae.d_sae, sae.d_in,
-                   psae::name_of(found), psae::name_of(to), s.out);
+        fmt::print("{} {}, {} latents of width {}, from {} to {}: {}\n", sae.architecture,
+                   sae.is_transcoder() ? "transcoder" : "SAE", sae.d_sae, sae.d_in, psae::name_of(found),
+                   psae::name_of(to), s.out);
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ void train_options::add_to(CLI::App& sub) {
                    "relu (PatchSAE), topk, batch_topk, matryoshka (over batch_topk), jump_relu, gated or transcoder")
         ->check(CLI::IsMember({"relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka", "transcoder"}));
     sub.add_option("--target-layer", target_layer,
-                   "hidden state behind that of --layer, which is explained by its tokens (transcoder)")
+                   "hidden state, behind that of --layer, whose tokens are explained (transcoder; required)")
         ->default_str("");
     sub.add_flag("--skip-connection", skip_connection, "a linear map of the tokens beside the latents (transcoder)");
     sub.add_option("--expansion", expansion, "latents per input dimension")->check(positive());
@@ -151,7 +151,8 @@ void train_options::add_to(CLI::App& sub) {
            "folded into the SAE that is written (default of jump_relu, gated and transcoder, whose targets have a "
            "scale of their own)")
         ->check(CLI::IsMember({"none", "expected_average_only_in"}));
-    sub.add_option("--b-dec-init", b_dec_init, "start of the decoder bias, from tokens of up to 128 pictures")
+    sub.add_option("--b-dec-init", b_dec_init,
+                   "start of the decoder bias, from tokens of up to 128 pictures; of a transcoder, from its targets")
         ->check(CLI::IsMember({"geometric_median", "mean", "zero"}));
     sub.add_flag("--normalise-decoder,!--no-normalise-decoder", normalise_decoder,
                  "unit-norm decoder rows (default of all but gated and transcoder)")
