@@ -63,8 +63,11 @@ public:
     void take(const float* tokens, std::size_t images, const float* there) override {
         make_current(device_);
         memory_.reset();
-        x_ = on_host ? tokens : there;
-        if (x_ == nullptr) {
+        if constexpr (on_host) {
+            x_ = tokens;
+        } else if (there != nullptr) {
+            x_ = there;
+        } else {
             float* copy = memory_.template allocate<float>(images * size_);
             upload(device_, copy, tokens, images * size_);
             x_ = copy;
