@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <psae/cpu/edit_codes.hpp>
+#include <psae/cpu/staging.hpp>
 #include <psae/sae/inference.hpp>
 #include <psae/vit/vision_tower.hpp>
 
