@@ -110,7 +110,7 @@ TEST_CASE("commands that replace tokens refuse a transcoder and those that encod
     const auto transcoder = formats / "sparsify_transcoder";
     CHECK(codes(transcoder, work / "rows.npz", work / "codes.npz").size() > 50);
     CHECK(contains(refused({"evaluate", "--sae", transcoder, "--activations", work / "rows.npz"}),
-                   "transcoder does not give back its input"));
+                   "a transcoder needs the tokens of two layers"));
     CHECK(contains(refused({"classify", "--model", golden / "clip_tiny", "--images", golden / "pipeline" / "images",
                             "--sae", transcoder, "--out", work / "out.csv"}),
                    "transcoder does not give back its input"));
