@@ -64,8 +64,8 @@ inline sae_weights read_sae(const std::filesystem::path& given) {
 
 // Writes to a directory, or to a file where the format is one. An activation_scale s is folded into the weights, which
 // become s W_enc, W_dec / s and b_dec / s; of a transcoder, whose output has a scale t, s W_enc, W_dec / t, b_dec / t and
-// W_skip s / t. psae::error, before anything is written, if the format cannot express the SAE,
-// or the directory holds one of another format.
+// W_skip s / t. psae::error, before anything is written, if the format cannot express the SAE, or the directory holds
+// one of another format.
 inline void write_sae(const std::filesystem::path& path, const sae_view& sae, sae_format format = sae_format::saelens) {
     if (const auto found = sae_format_of(path); found && *found != format && std::filesystem::is_directory(path))
         throw error("directory holds an SAE of another format", path.string(),

@@ -42,8 +42,8 @@ public:
 };
 
 // With arrays in memory of a backend. Tower: tower_on<Backend>, Sae: device_sae<Backend>; on the CPU vision_tower and
-// sae_view, which may have their own devices. `device` is the SAE's, whose
-// stream all of it is given: what a tower has begun meanwhile goes on beside it.
+// sae_view, which may have their own devices. `device` is the SAE's, whose stream all of it is given: what a tower has
+// begun meanwhile goes on beside it.
 template <class Backend, class Tower, class Sae>
 class sae_in_place_on final : public sae_in_place {
     static constexpr bool on_host = Backend::memory == space::host;
