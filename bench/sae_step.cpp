@@ -52,16 +52,27 @@ void step_unscreened(benchmark::State& state) {
     device.screening = screening::never;
     sae_step<Variant>(state, device);
 }
-void topk_step(benchmark::State& state) { sae_step<topk<>>(state); }
-void batch_topk_step(benchmark::State& state) { sae_step<batch_topk<>>(state); }
-void matryoshka_step(benchmark::State& state) { sae_step<matryoshka<batch_topk<>>>(state); }
+template <class Variant>
+void step(benchmark::State& state) {
+    sae_step<Variant>(state);
+}
 
 BENCHMARK_CAPTURE(relu_step, by_density, codes_form::by_density, 0)
     ->Apply(settings)
     ->ArgsProduct({{768}, {49152}, {4096}, {0, 64}});
-BENCHMARK(topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
-BENCHMARK(batch_topk_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
-BENCHMARK(matryoshka_step)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<topk<>>)->Name("topk_step")->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
+BENCHMARK(step<batch_topk<>>)
+    ->Name("batch_topk_step")
+    ->Apply(settings)
+    ->ArgsProduct({{768}, {49152}, {4096}, {32, 64, 256}});
+BENCHMARK(step<matryoshka<batch_topk<>>>)
+    ->Name("matryoshka_step")
+    ->Apply(settings)
+    ->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<standard<>>)->Name("standard_step")->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<jump_relu<>>)->Name("jump_relu_step")->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<gated<>>)->Name("gated_step")->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<transcoder<>>)->Name("transcoder_step")->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
 // What the machine's bf16 is worth.
 BENCHMARK(relu_step_bf16)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {0}});
 BENCHMARK(step_unscreened<topk<>>)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});

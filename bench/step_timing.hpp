@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <concepts>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -73,16 +74,25 @@ void aim_at(Variant& sae, const sizes& s) {
         if constexpr (requires { sae.prefixes; })
             for (std::size_t part = 32; part > 1; part /= 2) sae.prefixes.push_back(s.latents / part);
     } else {
-        sae.dead_latents.enabled = false;
+        if constexpr (requires { sae.dead_latents.enabled; }) sae.dead_latents.enabled = false;
         if (s.l0 == 0) return;
-        // Pre-activations are normal with deviation sqrt(2 d / latents): the bias that leaves the wanted share above 0.
+        // Pre-activations are normal with deviation sqrt(2 d / latents): the bias that leaves the wanted share above 0,
+        // or above the threshold.
         const double share = double(s.l0) / double(s.latents),
                      deviation = std::sqrt(2.0 * double(s.d) / double(s.latents));
         double low = 0, high = 10;
         for (int i = 0; i < 60; ++i)
             (0.5 * std::erfc((low + high) / 2 / std::sqrt(2.0)) > share ? low : high) = (low + high) / 2;
-        for (float& b : sae.b_enc.value) b = static_cast<float>(-low * deviation);
+        double threshold = 0;
+        if constexpr (requires { sae.first_threshold; }) threshold = sae.first_threshold;
+        for (float& b : sae.b_enc.value) b = static_cast<float>(threshold - low * deviation);
     }
+}
+
+template <class Variant>
+Variant make_sae(const sizes& s) {
+    if constexpr (std::constructible_from<Variant, std::size_t, std::size_t>) return Variant(s.d, s.latents);
+    else return Variant(s.d, s.latents, s.d);  // a transcoder, whose targets are the tokens here
 }
 
 struct step_timing {
@@ -96,7 +106,7 @@ step_timing time_step(const cpu& machine, const sizes& s, int repeats, codes_for
                       std::size_t codes_mib = 0) {
     cpu device = machine;
     random_stream random(7);
-    Variant sae(s.d, s.latents);
+    Variant sae = make_sae<Variant>(s);
     sae.initialise(random);
     tensor<float, shape<dyn, dyn>> x{shape<dyn, dyn>{s.tokens, s.d}};
     for (float& v : x) v = random.normal();

@@ -90,6 +90,7 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
+    cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorStreamCaptureUnsupported = 900
 };
@@ -98,6 +99,7 @@ inline const char* cudaGetErrorName(cudaError_t e) {
            : e == cudaErrorInvalidValue         ? "cudaErrorInvalidValue"
            : e == cudaErrorMemoryAllocation     ? "cudaErrorMemoryAllocation"
            : e == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration"
+           : e == cudaErrorInsufficientDriver   ? "cudaErrorInsufficientDriver"
            : e == cudaErrorNoDevice             ? "cudaErrorNoDevice"
                                                 : "cudaErrorStreamCaptureUnsupported";
 }

@@ -322,6 +322,9 @@ TEST_CASE("what the trainer's options do is seen in the metrics") {
     CHECK(last_line({"--schedule=linear"})["lr"].GetDouble() == Approx(4e-4 / 30).epsilon(1e-6));
     CHECK(last_line({"--schedule=cosine", "--steps=51"})["lr"].GetDouble() < 2e-6);
     CHECK(last_line({"--variant=topk", "--k=7"})["l0"].GetDouble() <= 7);
+    const auto unused = run_well(with(train_arguments(work, "run", "2"), {"--variant=topk", "--k=7", "--l1=3"})).err;
+    CHECK(unused.find("--l1 is not an option of topk and does nothing") != std::string::npos);
+    CHECK(unused.find("--k is") == std::string::npos);
     const double patchsae = last_line({})["mse"].GetDouble(), plain = last_line({"--loss=mse"})["mse"].GetDouble();
     CHECK(plain > 1.2 * patchsae);  // tokens are longer than 1
     CHECK(last_line({"--steps=0", "--tokens=480"})["step"].GetUint64() == 10);

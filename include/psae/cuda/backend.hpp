@@ -25,7 +25,14 @@ inline std::recursive_mutex& capture_or_release() {
     return one_at_a_time;
 }
 
+// What a program meets first where there is no GPU, whatever it asks for first: memory or a device.
+inline void require_gpu(cudaError_t status, const char* what) {
+    if (status != cudaSuccess)
+        throw error("no GPU can be used", what, cudaGetErrorString(status),
+                    "run on the CPU, or look at what nvidia-smi says");
+}
 inline void check(cudaError_t status, const char* what) {
+    if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver) require_gpu(status, what);
     if (status != cudaSuccess)
         throw error("CUDA: " + std::string(cudaGetErrorString(status)), what, cudaGetErrorName(status),
                     "an earlier kernel may be at fault: with CUDA_LAUNCH_BLOCKING=1 each reports for itself");
@@ -140,10 +147,7 @@ private:
         explicit context(int which) : number(which) {
             int count = 0;
             const cudaError_t status = cudaGetDeviceCount(&count);
-            if (status != cudaSuccess || count == 0)
-                throw error("no GPU can be used", "CUDA",
-                            status == cudaSuccess ? "no device" : cudaGetErrorString(status),
-                            "run on the CPU, or look at what nvidia-smi says");
+            detail::require_gpu(status == cudaSuccess && count == 0 ? cudaErrorNoDevice : status, "CUDA");
             if (number < 0 || number >= count)
                 throw error("no such GPU", "CUDA device " + std::to_string(number),
                             "there are " + std::to_string(count));
