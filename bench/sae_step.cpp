@@ -8,7 +8,7 @@ using namespace psae;
 
 namespace {
 
-// range: d, latents, tokens, L0 (of TopK its k; of ReLU the mean, 0 for a random start).
+// range: d, latents, tokens, L0 (of top-k variants their k; of others the mean aimed at, 0 for a random start).
 template <class Variant>
 void sae_step(benchmark::State& state, const cpu& device = cpu(), codes_form form = codes_form::by_density,
               std::size_t codes_mib = 0) {

@@ -1,7 +1,8 @@
 #pragma once
 // One training step of an SAE beside its floors, measured in the same process: the bare encoder GEMM, Adam's sweep at
 // copy speed and what the entries read (what a step on sparse codes cannot avoid if all pre-activations are float
-// products), and five bare GEMMs (what a dense step cannot).
+// products), and five bare GEMMs (what a dense step cannot). JumpReLU's codes hold what lies in the window under a
+// threshold, too, and Gated decodes twice: neither is in their floors.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -17,7 +18,7 @@ namespace psae_bench {
 using namespace psae;
 
 struct sizes {
-    std::size_t d, latents, tokens, l0;  // l0: of TopK its k; of ReLU the mean, 0 for a random start
+    std::size_t d, latents, tokens, l0;  // l0: of top-k variants their k; of others the mean aimed at, 0 for a random start
 };
 
 template <class F>

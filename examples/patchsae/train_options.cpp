@@ -214,10 +214,12 @@ void train_options::complete(CLI::App& sub) {
         throw CLI::ValidationError("--dead-latents",
                                    "ghost goes with relu, aux_k with topk, batch_topk and matryoshka");
     if (!relu && loss == "patchsae") throw CLI::ValidationError("--loss", "patchsae goes with relu");
-    for (const CLI::Option* option : sub.get_options())
-        if (option->count() > 0 && !has_option(variant, option->get_single_name()))
-            report_line("patchsae: --" + option->get_single_name() + " is not an option of " + variant +
-                        " and does nothing");
+    // Of other variants' options a saved configuration has the defaults.
+    for (const char* name : {"k", "l1", "target-l0", "bandwidth", "threshold-init"}) {
+        const CLI::Option* option = sub.get_option(std::string("--") + name);
+        if (option->count() > 0 && option->results().back() != option->get_default_str() && !has_option(variant, name))
+            report_line(fmt::format("patchsae: --{} is not an option of {} and does nothing", name, variant));
+    }
 }
 
 void train_options::resolve_sizes(CLI::App& sub, const run_tokens& tokens) {

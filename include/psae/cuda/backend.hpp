@@ -25,7 +25,7 @@ inline std::recursive_mutex& capture_or_release() {
     return one_at_a_time;
 }
 
-// What a program meets first where there is no GPU, whatever it asks for first: memory or a device.
+// Where there is no GPU or no driver for it, whatever is asked for first says so: memory or a device.
 inline void require_gpu(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
         throw error("no GPU can be used", what, cudaGetErrorString(status),
