@@ -18,7 +18,7 @@ namespace psae_bench {
 using namespace psae;
 
 struct sizes {
-    std::size_t d, latents, tokens, l0;  // l0: of top-k variants their k; of others the mean aimed at, 0 for a random start
+    std::size_t d, latents, tokens, l0;  // l0: of top-k variants k; of others the mean aimed at, 0 for a random start
 };
 
 template <class F>
