@@ -1,10 +1,10 @@
 # psae_development: what the programs, tests and benchmarks of this repository are compiled with. (-O3 comes with Release.)
 add_library(psae_development INTERFACE)
 target_link_libraries(psae_development INTERFACE psae::psae psae::native)
-# -Wrestrict and -Wstringop-overflow: g++ 12 reports string concatenation falsely (GCC bug 105651).
+# -Wrestrict: g++ 12 reports string concatenation falsely (GCC bug 105651).
 set(warnings -Wall -Wextra)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    list(APPEND warnings -Wno-restrict -Wno-stringop-overflow)
+    list(APPEND warnings -Wno-restrict)
 endif()
 if(PSAE_WERROR)
     list(APPEND warnings -Werror)
