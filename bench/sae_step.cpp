@@ -46,15 +46,11 @@ void relu_step_bf16(benchmark::State& state) {
     device.products = precision::bf16;
     sae_step<patchsae<>>(state, device);
 }
-template <class Variant>
-void step_unscreened(benchmark::State& state) {
-    cpu device;
-    device.screening = screening::never;
-    sae_step<Variant>(state, device);
-}
-template <class Variant>
+template <class Variant, screening Screening = screening::where_faster>
 void step(benchmark::State& state) {
-    sae_step<Variant>(state);
+    cpu device;
+    device.screening = Screening;
+    sae_step<Variant>(state, device);
 }
 
 BENCHMARK_CAPTURE(relu_step, by_density, codes_form::by_density, 0)
@@ -75,8 +71,14 @@ BENCHMARK(step<gated<>>)->Name("gated_step")->Apply(settings)->ArgsProduct({{768
 BENCHMARK(step<transcoder<>>)->Name("transcoder_step")->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
 // What the machine's bf16 is worth.
 BENCHMARK(relu_step_bf16)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {0}});
-BENCHMARK(step_unscreened<topk<>>)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
-BENCHMARK(step_unscreened<patchsae<>>)->Apply(settings)->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<topk<>, screening::never>)
+    ->Name("unscreened_topk_step")
+    ->Apply(settings)
+    ->ArgsProduct({{768}, {49152}, {4096}, {64}});
+BENCHMARK(step<patchsae<>, screening::never>)
+    ->Name("unscreened_relu_step")
+    ->Apply(settings)
+    ->ArgsProduct({{768}, {49152}, {4096}, {64}});
 // The crossover of the two forms of codes.
 BENCHMARK_CAPTURE(relu_step, entries, codes_form::entries, 0)
     ->Apply(settings)
